@@ -1,0 +1,45 @@
+"""What a user did wrong, said so that they can mend it: problem, what was given, remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in the user's input; the command line prints it without a traceback and exits 2.
+
+    Args:
+        problem: one clause that says what is wrong.
+        given: what the user gave, quoted back; empty when the problem names it.
+        remedy: what to do instead, with the options or the nearest names.
+    """
+
+    def __init__(self, problem: str, *, given: object = "", remedy: str = "") -> None:
+        self.problem = problem
+        self.given = str(given)
+        self.remedy = remedy
+        super().__init__(problem, self.given, remedy)
+
+    def __str__(self) -> str:
+        text = self.problem
+        if self.given:
+            text += f" (given: {self.given})"
+        if self.remedy:
+            text += f". {self.remedy}"
+        return text
+
+
+def nearest(name: str, options: Iterable[str], *, limit: int = 12) -> str:
+    """Which of the options did the user mean? A sentence for ``UserError.remedy``.
+
+    Names the close matches where there are any, else lists the options (at most ``limit``).
+    """
+    known = sorted({str(option) for option in options})
+    if not known:
+        return "There is nothing to choose from."
+    close = get_close_matches(str(name), known, n=3, cutoff=0.6)
+    listed = ", ".join(known[:limit]) + (", ..." if len(known) > limit else "")
+    if close:
+        return f"Did you mean {' or '.join(close)}? Available: {listed}."
+    return f"Available: {listed}."

@@ -1,0 +1,106 @@
+"""The plain facts that modules agree on: a point of a sweep, a dataset's modalities. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Kind = Literal["image", "spectrogram", "waveform", "text", "sequence", "vector", "frames"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Scopes of parameters beside the modalities; no modality may take one of these names.
+FUSION, OBJECTIVE, MISSING, SHARED = "fusion", "objective", "missing", "shared"
+RESERVED_SCOPES = (FUSION, OBJECTIVE, MISSING, SHARED)
+MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+# Config keys that do not change what is learnt: where things go, who runs them, how they are shown.
+NOT_IN_ID = ("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile")
+NOT_IN_ID_TRAINER = ("accelerator", "devices", "num_nodes")
+NOT_IN_ID_TRAINER_PREFIX = "enable_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """What one modality looks like to an encoder: its kind and the shape of one sample.
+
+    Shapes by kind: image [C, H, W], spectrogram [F, T], waveform [T], text [T] (ids),
+    sequence [T, F], vector [F], frames [T, C, H, W].
+
+    Args:
+        name: the modality's name, ``[a-z][a-z0-9_]*``, none of the reserved scopes.
+        kind: one of ``KINDS``.
+        shape: shape of one sample, without the batch.
+        vocabulary: number of ids of a text modality (id 0 is padding); 0 for every other kind.
+        padded: whether batches carry a mask [B, T] for this modality.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+    padded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What a dataset offers: its modalities in order, and its target.
+
+    Args:
+        modalities: {name: ModalitySpec}, in the dataset's order.
+        target: "class" (int64 [B]), "value" (float32 [B, D]) or "none".
+        classes: number of classes; 0 unless the target is a class.
+        class_counts: training samples per class; empty unless the target is a class.
+        class_names: names of the classes, for tables and predictions; may be empty.
+        target_shape: shape of one target value; () for a class.
+        sizes: {"train": n, "val": n, "test": n} samples per split.
+    """
+
+    modalities: Mapping[str, ModalitySpec]
+    target: Literal["class", "value", "none"]
+    classes: int = 0
+    class_counts: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    target_shape: tuple[int, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One training: a resolved config and how the user asked for it.
+
+    Args:
+        config: plain, fully resolved dict; everything that changes numbers is in it.
+        choices: {group: option}, encoders as ``encoder/<modality>``, clip as one would type it.
+        overrides: the user's own overrides, in the order given.
+        name: a short human name, unique within its sweep; nobody parses it.
+        config_dirs: the user's own config folders (``--config-dir``), absolute.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    overrides: tuple[str, ...] = ()
+    name: str = ""
+    config_dirs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Hash of what decides the numbers: twelve hex digits, equal for equal trainings."""
+        return config_id(self.config)
+
+
+def config_id(config: Mapping[str, Any]) -> str:
+    """Hash of a resolved config without the keys that do not change what is learnt."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IN_ID}
+    trainer = kept.get("trainer")
+    if isinstance(trainer, Mapping):
+        kept["trainer"] = {
+            key: value
+            for key, value in trainer.items()  # pyright: ignore[reportUnknownVariableType]
+            if key not in NOT_IN_ID_TRAINER and not str(key).startswith(NOT_IN_ID_TRAINER_PREFIX)  # pyright: ignore[reportUnknownArgumentType]
+        }
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
