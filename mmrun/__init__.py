@@ -1,1 +1,40 @@
-"""mmrun: an experiment runner for multimodal deep learning in which gradient clipping is a controlled variable."""
+"""mmrun: an experiment runner for multimodal deep learning in which gradient clipping is a controlled variable.
+
+Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run directory -> ``train`` -> record. Floors, high to low;
+imports point down, or stay inside a package:
+
+    cli | launch, compare | compose, point | train, ranks | evaluate | build | trainer, module, callbacks | model, gradients, loader
+    | encoders, fusion, objectives, clip, balance, missing, datasets | batch, tracking, schedules | runs | spec, errors, options
+
+``mmrun.load(RUN)`` gives a trained model; ``mmrun.clip`` works in any PyTorch loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmrun.module import MultimodalModule
+
+__version__ = "0.1.0"
+
+
+def load(
+    run: str | Path, *, outputs: str | Path = "outputs", trust: Collection[str] = ()
+) -> MultimodalModule:
+    """The trained model of a run, with its best weights, in evaluation mode.
+
+    Args:
+        run: a path, a name or unique id prefix below ``outputs``, or ``last``.
+        outputs: the root of all runs.
+        trust: packages beside mmrun and torch.optim that the run's config may name.
+
+    Raises:
+        UserError: no such run, or one without a checkpoint.
+    """
+    from mmrun import runs
+    from mmrun.evaluate import restore
+
+    return restore(runs.find(str(run), Path(outputs)), trust=trust).module

@@ -1,9 +1,20 @@
-"""Clip laws: gradients -> gradients, measured. Usable in any PyTorch loop; needs torch alone.
+"""Clip laws: gradients -> gradients, measured. One file each; usable in any PyTorch loop.
 
-    law = Norm(threshold=0.5)
+    from mmrun.clip.norm import Norm
+
+    law = Norm(threshold=0.5, per="modality")
     law.bind({"image": dict(image.named_parameters()), "head": dict(head.named_parameters())})
     ...
-    loss.backward(); stats = law.apply(); optimizer.step()
+    loss.backward()
+    stats = law.apply()  # once per optimizer step, on reduced and unscaled gradients
+    optimizer.step()
+    stats.by_scope()["coefficient"]  # [1 + scopes], everything first; still on the device
 
-Contract and how to add a law: see ``mmrun.clip.law``.
+The contract is ``mmrun.clip.law.Law``. A law that multiplies gradients by coefficients of their norms (nearly all
+do) derives from ``mmrun.clip.scaling.Scaling`` and says one or both of: ``limits`` (the threshold in force) and
+``respond`` (the coefficient). Any other law derives from ``Law`` and says ``clip``.
+
+To add one: ``mmrun/clip/x.py`` with a class ``X``, ``conf/clip/x.yaml``, and the law in NumPy in ``tests/oracles.py``.
+The tests find it in ``conf/clip``: parity with the oracle, the properties of every law, no host sync.
+``mmrun.clip`` imports torch and ``mmrun.errors``, nothing else of mmrun.
 """

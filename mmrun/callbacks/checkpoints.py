@@ -1,0 +1,123 @@
+"""Checkpoints: last.ckpt and best.ckpt, whole or not at all, and run.json at every validation."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from mmrun.callbacks.recorder import Recorder
+from mmrun.callbacks.stops import Stops
+from mmrun.module import MultimodalModule
+from mmrun.runs.layout import Paths
+from mmrun.runs.writer import Run
+
+
+class Checkpoints(Callback):
+    """Saves after validations; the recorder's files are flushed first, so that no row is ahead of them.
+
+    Args:
+        paths: the run's files.
+        run: whose run.json is updated; None on every rank but the first.
+        recorder, stops: whose progress goes into run.json.
+        every: validations between checkpoints.
+        monitor: validation metric that decides what is best.
+        higher: whether a higher monitor is better.
+        validate: scores the validation split now.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        run: Run | None,
+        recorder: Recorder,
+        stops: Stops,
+        *,
+        every: int,
+        monitor: str,
+        higher: bool,
+        validate: Callable[[], dict[str, float]],
+    ) -> None:
+        self.paths = paths
+        self.run = run
+        self.recorder = recorder
+        self.stops = stops
+        self.every = every
+        self.monitor = monitor
+        self.sign = 1.0 if higher else -1.0
+        self.validations = 0
+        self.best = -math.inf
+        self.best_step: int | None = None
+        self.validate = validate
+        self.validated_step = -1
+        self.saved_step = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint every so many validations; always one when the monitor is better."""
+        assert isinstance(pl_module, MultimodalModule)
+        self.validations += 1
+        self.validated_step = trainer.global_step
+        score = self.sign * pl_module.validation[self.monitor]
+        better = score > self.best
+        if better:
+            self.best, self.best_step = score, trainer.global_step
+        if better or self.validations % self.every == 0:
+            self.save(trainer, best=better)
+        self._update_record(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where training ended between two validations, validate once more: last is where it ended."""
+        assert isinstance(pl_module, MultimodalModule)
+        if self.validated_step != trainer.global_step:
+            pl_module.validation = self.validate()
+            self.recorder.log_validation(trainer, pl_module)
+            self.on_validation_end(trainer, pl_module)
+        if self.saved_step != trainer.global_step:
+            self.save(trainer, best=False)
+
+    def save(self, trainer: Trainer, *, best: bool) -> None:
+        """last.ckpt, and best.ckpt as a second name of the same file; every rank calls it."""
+        self.recorder.flush(trainer)
+        self.saved_step = trainer.global_step
+        self.paths.checkpoints.mkdir(exist_ok=True)
+        temporary = self.paths.checkpoints / ".saving.ckpt"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            if best:
+                _second_name(temporary, self.paths.best)
+            temporary.replace(self.paths.last)
+
+    def _update_record(self, trainer: Trainer) -> None:
+        if self.run is None:
+            return
+        self.run.update(
+            metrics=self.recorder.summary,
+            steps=trainer.global_step,
+            epochs=trainer.current_epoch + 1,
+            steps_to_target=self.stops.steps_to_target,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is best so far."""
+        return {"validations": self.validations, "best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.validations = state_dict["validations"]
+        self.best = state_dict["best"]
+        self.best_step = state_dict["best_step"]
+
+
+def _second_name(source: Path, target: Path) -> None:
+    """``target`` becomes another name of ``source``'s content, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)

@@ -1,0 +1,98 @@
+"""What a person sees while it trains: a bar in a terminal, one line per validation elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mmrun.callbacks.recorder import FRACTION, LOSS, Recorder
+
+REDRAW_S = 0.1
+
+
+class ProgressBar(Callback):
+    """A bar over all steps, with loss, metric and clip fraction as of the last log point.
+
+    Args:
+        recorder: whose latest values are shown.
+        total: optimizer steps planned.
+        metric: validation metric shown, without ``val/``.
+        console: the terminal.
+    """
+
+    def __init__(self, recorder: Recorder, *, total: int, metric: str, console: Console) -> None:
+        self.recorder = recorder
+        self.metric = metric
+        self.total = total
+        self.drawn = 0.0
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self.task = self.bar.add_task("training", total=total, values="")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Draw it."""
+        self.bar.start()
+        self._draw(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Redraw, at most ten times a second."""
+        if time.monotonic() - self.drawn > REDRAW_S:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Take it away."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Take it away also when training ends badly."""
+        self.bar.stop()
+
+    def _draw(self, trainer: Trainer) -> None:
+        self.drawn = time.monotonic()
+        values = _values(self.recorder.latest, self.metric)
+        self.bar.update(self.task, completed=trainer.global_step, values=values, refresh=True)
+
+
+class ProgressLines(Callback):
+    """One line per validation, for logs and pipes.
+
+    Args:
+        recorder: whose latest values are shown.
+        metric: validation metric shown, without ``val/``.
+        say: prints a line.
+    """
+
+    def __init__(self, recorder: Recorder, *, metric: str, say: Callable[[str], None]) -> None:
+        self.recorder = recorder
+        self.metric = metric
+        self.say = say
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The line."""
+        values = _values(self.recorder.latest, self.metric)
+        self.say(f"epoch {trainer.current_epoch + 1:3d}  step {trainer.global_step:6d}  {values}")
+
+
+def _values(latest: dict[str, float], metric: str) -> str:
+    shown = {
+        "loss": latest.get(LOSS),
+        "val loss": latest.get("val/loss"),
+        metric: latest.get(f"val/{metric}"),
+    }
+    words = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
+    if FRACTION in latest:
+        words.append(f"clipped {100 * latest[FRACTION]:.0f} %")
+    return "  ".join(words)

@@ -1,0 +1,82 @@
+"""What ``mmrun train`` says at the end: how it went, where it is, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The closing lines of a run.
+
+    Args:
+        record: content of run.json, with the run's ``directory`` added.
+    """
+    lines = [f"{'status':8} {_status(record)}"]
+    scores = (("test", "test", _best(record)), ("", "test_last", "last"))
+    for label, key, which in scores:
+        values = record.get(key) or {}
+        if values:
+            words = "  ".join(f"{name.split('/', 1)[1]} {_short(v)}" for name, v in values.items())
+            lines.append(f"{label:8} {words}  ({which})")
+    verdict = (record.get("clip") or {}).get("verdict")
+    if verdict:
+        lines.append(f"{'clip':8} {verdict}")
+    if record.get("error"):
+        lines.append(f"{'error':8} {record['error']}")
+    directory = _relative(Path(str(record.get("directory", ""))))
+    lines.append(f"{'run':8} {directory}")
+    lines.append(f"{'next':8} {_next(record, directory)}")
+    return "\n".join(lines)
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    words = [str(record["status"])]
+    if record.get("stability") not in (None, "ok", record["status"]):
+        words.append(f"({record['stability']})")
+    if record.get("stopped_by"):
+        words.append(f"by {record['stopped_by']}")
+    if record.get("steps") is not None:
+        words.append(f"after {record['steps']} steps in {record.get('seconds') or 0:.1f} s")
+    return " ".join(words)
+
+
+def _best(record: Mapping[str, Any]) -> str:
+    monitor = record.get("monitor") or {}
+    if monitor.get("best_step") is None:
+        return "best"
+    return f"best by {monitor['metric']}, step {monitor['best_step']}"
+
+
+def _next(record: Mapping[str, Any], directory: str) -> str:
+    """One command that answers the question a person has now."""
+    choices = record.get("choices") or {}
+    if record.get("status") in ("killed", "failed"):
+        return f"mmrun resume {shlex.quote(directory)}"
+    if record.get("status") == "diverged" or record.get("stability") == "collapsed":
+        if choices.get("clip") == "none":
+            return _again(record, "clip=0.5") + "    # does clipping help?"
+        return _again(record, "clip=none") + "    # is it the clipping?"
+    if choices.get("clip") != "none":
+        return _again(record, "clip=none") + "    # what would it be without clipping?"
+    return f"mmrun show {shlex.quote(directory)}"
+
+
+def _again(record: Mapping[str, Any], change: str) -> str:
+    """The command of this run with another clip."""
+    kept = [str(o) for o in record.get("overrides", []) if not str(o).startswith(("clip=", "clip."))]
+    folders = [word for folder in record.get("config_dirs", []) for word in ("--config-dir", folder)]
+    return shlex.join(["mmrun", "train", *folders, *kept, change])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,280 @@
+"""The LightningModule: wires model, objective, balance and gradient pipeline together; owns no law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mmrun.balance import Balance
+from mmrun.batch import Batch, Output
+from mmrun.gradients import GradientPipeline
+from mmrun.model import MultimodalModel
+from mmrun.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of a whole split, in the split's order.
+
+    Args:
+        metrics: {name: value}, ``loss`` among them.
+        prediction: [N, ...].
+        target: [N, ...].
+        index: int64 [N], rows of the split.
+    """
+
+    metrics: dict[str, float]
+    prediction: Tensor
+    target: Tensor
+    index: Tensor
+
+
+class MultimodalModule(LightningModule):
+    """Encoders, fusion and objective under one gradient pipeline.
+
+    Args:
+        model: encoders, missing and fusion.
+        objective: head, losses and metrics.
+        balance: how modalities share the gradient.
+        pipeline: combine, modulate, clip and measure; called once per optimizer step.
+        make_optimizer: -> the optimizer over ``scopes``.
+        make_schedule: optimizer, total steps -> its schedule.
+        total_steps: optimizer steps that training is planned for.
+        accumulate: micro-batches per optimizer step.
+        autocast: type that evaluation outside of a fit computes in; None for the weights' own.
+        hyperparameters: plain dict, kept in checkpoints and sent to loggers.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        objective: Objective,
+        balance: Balance,
+        pipeline: GradientPipeline,
+        *,
+        make_optimizer: Callable[[], Optimizer],
+        make_schedule: Callable[[Optimizer, int], LRScheduler],
+        total_steps: int,
+        accumulate: int,
+        autocast: torch.dtype | None,
+        hyperparameters: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(hyperparameters)
+        self.model = model
+        self.objective = objective
+        self.balance = balance
+        self.pipeline = pipeline
+        self.make_optimizer = make_optimizer
+        self.make_schedule = make_schedule
+        self.total_steps = total_steps
+        self.accumulate = accumulate
+        self.autocast = autocast
+        self.automatic_optimization = not balance.per_loss
+        self.micro_losses: list[Tensor] = []
+        self.rows: list[Tensor] = []  # one per optimizer step since the last flush: loss, then the pipeline's row
+        self.validation: dict[str, float] = {}
+        self._collected: list[tuple[Tensor, ...]] = []
+        self._per_loss: dict[str, dict[str, Tensor]] = {}
+
+    def forward(self, batch: Batch) -> Output:
+        """The model's output for a batch."""
+        tokens, fused = self.model(batch)
+        return Output(tokens, fused, self.objective(tokens, fused, batch))
+
+    def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """{name: scalar} of everything that is minimised."""
+        return {
+            **self.objective.losses(batch, output),
+            **self.model.missing.losses(),
+            **self.balance.losses(batch, output),
+        }
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One micro-batch: its loss; under per-loss balancing the whole step."""
+        losses = self.losses(batch, self(batch))
+        total = sum_of(losses)
+        self.micro_losses.append(total.detach())
+        if self.objective.sums and self.trainer.world_size > 1:
+            # DDP averages gradients over ranks; a loss that sums over the batch wants their sum.
+            scale = self.trainer.world_size
+            losses = {name: loss * scale for name, loss in losses.items()}
+            total = total * scale
+        if self.automatic_optimization:
+            return total
+        self._manual_step(losses, batch_idx)
+        return None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's place for clipping: after accumulation and all-reduce, on unscaled gradients."""
+        assert gradient_clip_val is None, "the Trainer must not clip: the pipeline does"
+        assert gradient_clip_algorithm is None
+        self._apply_pipeline(optimizer)
+
+    def _apply_pipeline(self, optimizer: Optimizer) -> None:
+        stats = self.pipeline.apply(optimizer)
+        loss = self.micro_losses[0]
+        if len(self.micro_losses) > 1:
+            loss = torch.stack(self.micro_losses).mean()
+        self.micro_losses.clear()
+        self.rows.append(torch.cat((loss.reshape(1).to(stats.row.dtype), stats.row)))
+
+    def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
+        named = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        for k, (name, loss) in enumerate(losses.items()):
+            gradients = torch.autograd.grad(
+                loss / self.accumulate,
+                list(named.values()),
+                retain_graph=k < len(losses) - 1,
+                allow_unused=True,
+            )
+            kept = self._per_loss.setdefault(name, {})
+            for parameter, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    kept[parameter] = kept[parameter] + gradient if parameter in kept else gradient
+        last = batch_idx + 1 == self.trainer.num_training_batches
+        if (batch_idx + 1) % self.accumulate and not last:
+            return
+        if dist.is_initialized():  # autograd.grad goes past DDP's reducer
+            for kept in self._per_loss.values():
+                for gradient in kept.values():
+                    dist.all_reduce(gradient.div_(dist.get_world_size()))
+        optimizer = self.optimizers()
+        schedule = self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
+        self.pipeline.combine(self._per_loss)
+        self._per_loss = {}
+        self._apply_pipeline(optimizer.optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over all scopes and its schedule, stepped once per optimizer step."""
+        optimizer = self.make_optimizer()
+        schedule = self.make_schedule(optimizer, self.total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Collects what the metrics of the whole split need."""
+        self._collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics over the whole split, equal on every rank."""
+        self.validation = self._scores(gather=True).metrics
+        self.log_dict(
+            {f"val/{name}": value for name, value in self.validation.items()}, logger=False
+        )
+
+    @torch.inference_mode()
+    def score(self, batches: Iterable[Batch], limit: int, *, gather: bool = False) -> Scores:
+        """Predict at most ``limit`` batches, in evaluation mode; ``gather`` adds what other ranks have."""
+        was_training = self.training
+        self.eval()
+        self._collected = []
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            for batch in islice(batches, limit):
+                self._collect(_cast(batch.to(self.device), self.dtype_of_weights))
+        self.train(was_training)
+        return self._scores(gather)
+
+    @property
+    def dtype_of_weights(self) -> torch.dtype:
+        """The type of the parameters; float64 under trainer.precision=64-true."""
+        return next(self.parameters()).dtype
+
+    def _collect(self, batch: Batch) -> None:
+        output = self(batch)
+        loss = sum_of(self.losses(batch, output))
+        weight = 1.0 if self.objective.sums else float(len(batch.index))
+        share = loss.new_full((len(batch.index),), 1.0 / len(batch.index)) * loss * weight
+        self._collected.append((output.prediction, batch.target, batch.index, share))
+
+    def _scores(self, gather: bool) -> Scores:
+        collected, self._collected = self._collected, []
+        prediction, target, index, share = (
+            torch.cat(column) for column in zip(*collected, strict=True)
+        )
+        if gather and dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, [t.cpu() for t in (prediction, target, index, share)])
+            prediction, target, index, share = (
+                torch.cat(column) for column in zip(*parts, strict=True)
+            )
+        order = index.argsort()
+        prediction, target = prediction[order].float(), target[order]
+        loss = share.double().sum() if self.objective.sums else share.double().mean()
+        metrics = {name: float(v) for name, v in self.objective.metrics(prediction, target).items()}
+        return Scores(
+            {"loss": float(loss), **metrics}, prediction.cpu(), target.cpu(), index[order].cpu()
+        )
+
+    # Checkpoints: the clip's state lies apart from the weights
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the state of the clip law and every rank's random state."""
+        checkpoint["clip"] = self.pipeline.state_dict()
+        state: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [state]
+        if dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, state)
+        checkpoint["rng"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the clip law; the random state waits for ``on_train_start``."""
+        self.pipeline.load_state_dict(checkpoint["clip"])
+        self._rng = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        """Random state as it was at the checkpoint: set last, since setting up draws numbers."""
+        states = self.__dict__.pop("_rng", None)
+        if states is None or len(states) != self.trainer.world_size:
+            return
+        state = states[self.global_rank]
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+
+def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its real inputs in another type; itself for float32."""
+    if dtype is torch.float32:
+        return batch
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+    target = batch.target.to(dtype) if batch.target.is_floating_point() else batch.target
+    return replace(batch, inputs=inputs, target=target)
+
+
+def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of {name: scalar}, without a needless zero."""
+    first, *rest = losses.values()
+    for loss in rest:
+        first = first + loss
+    return first

@@ -1,0 +1,52 @@
+"""The options of every config group: the YAML files of conf/ and of the user's own folders. No Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrun.errors import UserError
+
+ENCODER = "encoder"  # the one group that is chosen per modality
+
+
+def conf_dir() -> Path:
+    """The folder of configs: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(
+        "mmrun's configs are not installed", given=package / "conf", remedy="Reinstall mmrun."
+    )
+
+
+def groups(config_dirs: Sequence[str] = ()) -> list[str]:
+    """Names of all groups."""
+    found = {
+        entry.name
+        for folder in (conf_dir(), *map(Path, config_dirs))
+        for entry in folder.iterdir()
+        if entry.is_dir() and any(entry.glob("*.yaml"))
+    }
+    return sorted(found)
+
+
+def options(group: str, config_dirs: Sequence[str] = ()) -> dict[str, Path]:
+    """{option: its YAML file} of a group; mmrun's own come first, the user's own replace none."""
+    found: dict[str, Path] = {}
+    for folder in (conf_dir(), *map(Path, config_dirs)):
+        for path in sorted((folder / group).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def describe(path: Path) -> str:
+    """The first comment line of a YAML file: what the option is."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            text = line.strip()
+            if text.startswith("# @"):
+                continue
+            return text.lstrip("# ") if text.startswith("#") else ""
+    return ""

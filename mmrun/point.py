@@ -1,0 +1,89 @@
+"""The entry that runs a frozen point: ``python -m mmrun.point DIR [--resume] [--trust PKG]``.
+
+Pool workers, cluster tasks, DDP ranks and ``mmrun resume`` all come through ``run``. Nothing that a run directory says is
+trusted by itself: its config folders are used only where the caller names their packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrun.errors import UserError
+from mmrun.runs import reader
+
+EXIT_INTERRUPTED = {"interrupt": 130, "terminate": 143}
+
+
+def run(
+    directory: Path,
+    *,
+    resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    trust: Collection[str] = (),
+) -> dict[str, Any]:
+    """Train the point that ``directory`` was frozen from, and return its record.
+
+    Args:
+        directory: a run directory.
+        resume: continue from its last.ckpt.
+        changes: {dotted key: value} that differ from the frozen config, besides those recorded.
+        trust: packages beside mmrun and torch.optim that its ``_target_`` may name.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    from mmrun.train import train  # torch and Lightning: 4 s that a caller may have paid already
+
+    record = reader.recorded(directory)
+    frozen = reader.point(directory)
+    if trust:
+        add_to_path(frozen.config_dirs)
+    return train(
+        frozen,
+        directory,
+        resume=resume,
+        changes={**record["resumed"], **(changes or {})},
+        trust=trust,
+    )
+
+
+def add_to_path(config_dirs: Collection[str]) -> None:
+    """Make modules beside the user's config folders importable, after everything else."""
+    for folder in config_dirs:
+        parent = str(Path(folder).resolve().parent)
+        if parent not in sys.path:
+            sys.path.append(parent)
+
+
+def packages_beside(config_dirs: Collection[str]) -> list[str]:
+    """Names of the modules and packages that lie beside the user's config folders."""
+    found: set[str] = set()
+    for folder in config_dirs:
+        parent = Path(folder).resolve().parent
+        found |= {path.stem for path in parent.glob("*.py")}
+        found |= {path.parent.name for path in parent.glob("*/__init__.py")}
+    return sorted(found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command-line form of ``run``; exit codes as those of mmrun."""
+    parser = argparse.ArgumentParser(prog="python -m mmrun.point", description="Run a frozen point.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--trust", action="append", default=[], metavar="PKG")
+    given = parser.parse_args(arguments)
+    from mmrun.exits import guarded
+
+    return guarded(lambda: _code(run(given.directory, resume=given.resume, trust=given.trust)))
+
+
+def _code(record: Mapping[str, Any]) -> int:
+    return EXIT_INTERRUPTED.get(record["stopped_by"], int(record["status"] != "finished"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

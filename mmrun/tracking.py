@@ -1,0 +1,246 @@
+"""Weights & Biases: decide online or offline before anything starts, start a run, end it.
+
+W&B never ends a training and never asks a question: without a key ``auto`` logs offline, an
+unreachable server falls back to offline once, each said in one line; errors at the end are dropped.
+wandb is imported inside functions (0.5 s), and no key passes through here: wandb finds it itself.
+"""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from mmrun.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+Mode = Literal["online", "offline", "none"]
+OPTIONS = ("auto", "wandb", "offline", "none")
+PROJECT = "mmrun"
+STEP = "trainer/global_step"  # the name that Lightning's WandbLogger logs the step under
+INIT_TIMEOUT_S = 20.0
+# wandb 0.31 calls its cloud by a new name and still takes a netrc entry of the old one.
+CLOUD = "https://api.wandb.ai"
+_CLOUD_HOSTS = ("api.forge.coreweave.com", "forge.coreweave.com", "api.wandb.ai")
+# First parts of logged names, but for val/. wandb 0.31 takes any one of the patterns that match a
+# name, and not the same one every time: so a "*" beside "val/*" would lose its minimum now and then.
+_PREFIXES = ("train", "test", "test_last", "train_eval", "grad", "clip", "lr", "balance", "missing")
+# Servers that did not answer this process: the next points of a worker do not wait for them again.
+_unreachable: set[str] = set()
+_active: set[str] = set()
+
+
+def mode(option: str) -> tuple[Mode, str]:
+    """(mode, one line to print or "") for the logger option; asks nobody and imports no wandb.
+
+    ``auto`` is online where a key is found for the server (``WANDB_BASE_URL``): ``WANDB_API_KEY``,
+    ``WANDB_IDENTITY_TOKEN_FILE`` or a netrc entry (``NETRC``); else offline. ``WANDB_MODE`` set to
+    offline or disabled holds for ``auto`` and ``wandb``.
+
+    Args:
+        option: one of ``OPTIONS``; ``wandb`` insists on a key.
+
+    Raises:
+        UserError: ``wandb`` without a key, or an unknown option.
+    """
+    if option not in OPTIONS:
+        raise UserError("no such logger", given=f"logger={option}", remedy=nearest(option, OPTIONS))
+    if option in ("none", "offline"):
+        return option, ""
+    variable = os.environ.get("WANDB_MODE", "").strip().lower()
+    if variable == "disabled":
+        return "none", "W&B: off (WANDB_MODE=disabled)."
+    if variable in ("offline", "dryrun"):
+        return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: mmrun wandb sync"
+    if has_key():
+        return "online", ""
+    host = urlsplit(base_url()).netloc or base_url()
+    if option == "wandb":
+        raise UserError(
+            f"no W&B key found for {host}",
+            given="logger=wandb",
+            remedy="Run `wandb login` or set WANDB_API_KEY; or take logger=offline.",
+        )
+    return "offline", f"W&B: offline, no key for {host} (wandb login, or logger=none)."
+
+
+def has_key() -> bool:
+    """Is there a key for the server? Looks where wandb looks; never reads it further than that."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        if os.environ.get(name, "").strip():
+            return True
+    try:
+        entries = netrc.netrc(str(_netrc_path()))
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+    host = urlsplit(base_url()).netloc
+    hosts = _CLOUD_HOSTS if host in _CLOUD_HOSTS else (host,)
+    # authenticators() itself falls back on a "default" entry, and so does wandb's look-up.
+    found = [entries.authenticators(name) for name in hosts if name]
+    return any(entry is not None and entry[2] for entry in found)
+
+
+def base_url() -> str:
+    """The server: ``WANDB_BASE_URL``, else what ``wandb login --host`` has stored, else the cloud."""
+    given = os.environ.get("WANDB_BASE_URL", "").strip()
+    if given:
+        return given.rstrip("/")
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~/.config/wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(Path(folder) / "settings", encoding="utf-8")
+        return settings.get("default", "base_url", fallback=CLOUD).rstrip("/")
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        return CLOUD
+
+
+def new_id() -> str:
+    """A random run id, to be stored in run.json before fit: a second try must not mix with a first."""
+    return secrets.token_hex(6)
+
+
+def start(
+    mode: Mode,
+    *,
+    id: str,
+    name: str,
+    directory: Path,
+    config: Mapping[str, Any],
+    project: str = PROJECT,
+    entity: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    job_type: str = "train",
+    init_timeout_s: float = INIT_TIMEOUT_S,
+    say: Callable[[str], None] | None = None,
+) -> Run | None:
+    """Start a W&B run; hand it to Lightning with ``WandbLogger(experiment=run)``.
+
+    Args:
+        mode: from ``mode()``; None comes back for "none".
+        id: from ``new_id()``, the same again when a run is resumed.
+        name: for people.
+        directory: wandb makes its ``wandb`` folder here: the run's, or its sweep's.
+        config: nested plain dict; W&B shows ``clip.threshold`` and the like.
+        project: W&B project.
+        entity: W&B team or user; None takes the key's own.
+        group: name of the sweep.
+        tags: W&B takes at most 64 characters each.
+        job_type: train, eval or report.
+        init_timeout_s: how long to wait for the server before going offline.
+        say: takes the one line about a fall back; writes to stderr by default.
+
+    Returns:
+        The run, None where there is none; ``run.offline`` says how it ended up.
+    """
+    if mode == "none":
+        return None
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+    import wandb
+
+    say = say or _to_stderr
+    directory.mkdir(parents=True, exist_ok=True)
+    arguments: dict[str, Any] = {
+        "id": id,
+        "name": name[:128],
+        "dir": str(directory),
+        "config": dict(config),
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "tags": [tag[:64] for tag in tags if tag],
+        "job_type": job_type,
+        # Several runs of one process (a pool worker, vectorized points) must not fall into one.
+        "reinit": "create_new",
+    }
+    if mode == "online" and base_url() not in _unreachable:
+        try:
+            wandb.setup(settings=wandb.Settings(silent=True))  # else the log-in speaks
+            settings = _settings(init_timeout_s, base_url=base_url())
+            run = wandb.init(mode="online", resume="allow", settings=settings, **arguments)
+            return _begun(run)
+        except Exception as error:
+            _unreachable.add(base_url())
+            say(f"W&B: offline ({_reason(error)}); upload later with: mmrun wandb sync")
+            if not _active:
+                wandb.teardown()  # else wandb still holds the id of the run that failed
+            else:
+                arguments["id"] = new_id()
+    try:
+        return _begun(wandb.init(mode="offline", settings=_settings(init_timeout_s), **arguments))
+    except Exception as error:
+        say(f"W&B: off ({_reason(error)})")
+        return None
+
+
+def describe(run: Run | None, mode: Mode) -> dict[str, Any]:
+    """The ``wandb`` block of run.json: {id, url, mode}, the mode being the one it ended up with."""
+    if run is None:
+        return {"id": None, "url": None, "mode": "none" if mode == "none" else "failed"}
+    if run.offline:  # asking it for a URL prints a warning
+        return {"id": run.id, "url": None, "mode": "offline"}
+    return {"id": run.id, "url": run.url, "mode": "online"}
+
+
+def finish(run: Run | None, exit_code: int = 0) -> None:
+    """End a W&B run; safe for None, a second time and a server that is gone.
+
+    Every started run must come here, or the next one of the process logs into it.
+    """
+    if run is None:
+        return
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception as error:
+        _to_stderr(f"W&B: could not finish the run ({_reason(error)})")
+    finally:
+        _active.discard(run.id)
+
+
+def _settings(init_timeout_s: float, **more: Any) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        x_disable_stats=True,
+        disable_git=True,
+        save_code=False,
+        init_timeout=init_timeout_s,
+        **more,
+    )
+
+
+def _begun(run: Run) -> Run:
+    """Set the step axis, and keep min, max and last of scores: W&B cannot find a run's best afterwards."""
+    run.define_metric(STEP, hidden=True)
+    for prefix in _PREFIXES:
+        run.define_metric(f"{prefix}/*", step_metric=STEP, step_sync=True)
+    run.define_metric("val/*", step_metric=STEP, step_sync=True, summary="min,max,last")
+    _active.add(run.id)
+    return run
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _netrc_path() -> Path:
+    given = os.environ.get("NETRC")
+    if given:
+        return Path(given).expanduser()
+    home = Path("~/.netrc").expanduser()
+    other = Path("~/_netrc").expanduser()
+    return other if other.exists() and not home.exists() else home
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

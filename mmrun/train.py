@@ -1,0 +1,492 @@
+"""One run: build, freeze its directory, fit, score best and last, write down how it ended.
+
+Knows nothing of Hydra or sweeps. Every ending, also Ctrl-C and SIGTERM, leaves a run.json that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, WandbLogger
+from rich.console import Console
+
+from mmrun import tracking
+from mmrun.build import Built, build
+from mmrun.callbacks.checkpoints import Checkpoints
+from mmrun.callbacks.progress import ProgressBar, ProgressLines
+from mmrun.callbacks.recorder import LOSS, Recorder
+from mmrun.callbacks.stops import Stops
+from mmrun.checkpoint import load_weights, read_checkpoint
+from mmrun.errors import UserError, nearest
+from mmrun.module import MultimodalModule, Scores
+from mmrun.ranks import launch_ranks, rank_and_world
+from mmrun.runs.heartbeat import Heartbeat
+from mmrun.runs.layout import Paths
+from mmrun.runs.table import read_columns, read_series, truncate
+from mmrun.compare.verdict import Stability, clip_block, stability
+from mmrun.runs.writer import Run, create, freeze
+from mmrun.settings import changed
+from mmrun.spec import Point
+from mmrun.trainer import limited, make_trainer
+
+STOPPED_BY_SIGNAL = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; not an Exception, so that nothing in between takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
+
+
+def train(
+    point: Point,
+    directory: Path | None = None,
+    *,
+    resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    trust: Collection[str] = (),
+) -> dict[str, Any]:
+    """Train one point and return its record: the content of run.json, and its ``directory``.
+
+    Args:
+        point: what to train.
+        directory: its run directory, frozen or not there yet; None makes one below ``outputs``.
+        resume: continue from last.ckpt.
+        changes: {dotted key: value} that differ from the point's config in this process, of keys
+            that do not change the id, or ``trainer.max_*``.
+        trust: packages beside mmrun and torch.optim that ``_target_`` may name.
+
+    Raises:
+        UserError: for what the user can mend; nothing was created then.
+        Interrupted: SIGINT or SIGTERM came; the record says killed.
+        Exception: what training raised; the record says failed.
+    """
+    config = changed(point.config, changes or {})
+    with _signals():
+        built = build(config, trust)
+        _check_target(built)
+        if resume and directory is not None:
+            _check_checkpoint(built.module, Paths(directory))
+        logger_mode, line = tracking.mode(config["logger"]["mode"])
+        run = (
+            create(point, Path(config["outputs"]))
+            if directory is None
+            else freeze(point, directory)
+        )
+        if built.options.distributed and rank_and_world() is None:
+            record = launch_ranks(run.directory, built.options.devices, resume=resume, trust=trust)
+        else:
+            training = _Training(run, config, built, logger_mode, line, resume=resume)
+            record = training.run_to_the_end()
+        return {**record, "directory": str(run.directory)}
+
+
+class _Training:
+    """The state of one training; its methods are the chapters."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: dict[str, Any],
+        built: Built,
+        logger_mode: tracking.Mode,
+        line: str,
+        *,
+        resume: bool,
+    ) -> None:
+        self.run = run
+        self.paths = run.paths
+        self.config = config
+        self.built = built
+        self.module = built.module
+        self.options = built.options
+        self.resume = resume
+        self.rank, self.world = rank_and_world() or (0, 1)
+        self.first = self.rank == 0
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device("cuda", local) if self.options.on_gpu else torch.device("cpu")
+        self.console = Console()
+        self.logger_mode: tracking.Mode = logger_mode if self.first else "none"
+        self.logger_line = line
+        self.wandb: Any = None
+        self.began = time.monotonic()
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        """Fit and close, whatever happens in between."""
+        if self.first:
+            if not self.resume:
+                self.run.reset()
+            previous = self.run.record["wandb"]
+            self.run.start(
+                device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
+            )
+        with contextlib.ExitStack() as stack:
+            if self.first:
+                stack.enter_context(Heartbeat(self.paths.record))
+                stack.enter_context(_log_file(self.paths.log))
+            try:
+                return self._fit_and_score()
+            except Interrupted as signal_:
+                self._end("killed", stopped_by=STOPPED_BY_SIGNAL.get(signal_.signum, "signal"))
+                self._finish_tracking(128 + signal_.signum)
+                raise
+            except BaseException as error:
+                logging.getLogger("mmrun").error("%s", traceback.format_exc())
+                self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+                self._finish_tracking(1)
+                raise
+
+    # Chapters
+
+    def _fit_and_score(self) -> dict[str, Any]:
+        self._say(f"run      {_relative(self.run.directory)}")
+        self._start_tracking()
+        start = self._prepare_files()
+        recorder, callbacks = self._callbacks()
+        self.recorder = recorder
+        trainer = make_trainer(
+            self.options, callbacks=callbacks, loggers=self._loggers()
+        )
+        torch.manual_seed(_mixed(self.config["seed"], self.rank))
+        fit_began = time.monotonic()
+        trainer.fit(
+            self.module,
+            self._loader("train", shuffle=True),
+            self._loader("val"),
+            ckpt_path=str(self.paths.last) if self.resume else None,
+            weights_only=True,
+        )
+        fit_seconds = time.monotonic() - fit_began
+        recorder.close()
+        if not self.first:
+            return self.run.record
+        self.module.to(self.device)
+        stops = next(each for each in callbacks if isinstance(each, Stops))
+        checkpoints = next(each for each in callbacks if isinstance(each, Checkpoints))
+        stopped_by = self._stopped_by(trainer, stops)
+        last, best, train_best = self._score_both()
+        stable = self._stability(last)
+        goal = self.module.objective
+        steps = trainer.global_step
+        self._keep_checkpoints()
+        self._end(
+            "diverged" if stable.state == "diverged" else "finished",
+            stopped_by="diverged" if stable.state == "diverged" else stopped_by,
+            error=f"the loss or a gradient was not finite at step {recorder.diverged_at}"
+            if stable.state == "diverged"
+            else None,
+            stability=stable.state,
+            test={f"test/{name}": value for name, value in best.metrics.items()},
+            test_last={f"test_last/{name}": value for name, value in last.metrics.items()},
+            train_eval={f"train_eval/{name}": v for name, v in train_best.metrics.items()},
+            monitor={
+                "metric": f"val/{goal.monitor}",
+                "mode": _mode(goal.higher_is_better, goal.monitor),
+                "value": checkpoints.sign * checkpoints.best,
+                "best_step": checkpoints.best_step,
+            },
+            clip=self._clip(stable),
+            steps=steps,
+            epochs=trainer.current_epoch,
+            steps_per_second=(steps - start) / max(fit_seconds, 1e-9),
+            steps_to_target=stops.steps_to_target,
+        )
+        if self.wandb is not None:
+            self.wandb.summary.update({**self.run.record["test"], **self.run.record["test_last"]})
+        self._finish_tracking(1 if stable.state == "diverged" else 0)
+        return self.run.record
+
+    def _prepare_files(self) -> int:
+        """Drop rows past the checkpoint; the step to start from."""
+        if not self.resume:
+            return 0
+        step = int(read_checkpoint(self.paths.last)["global_step"])
+        if self.first:
+            for path in (self.paths.metrics, self.paths.gradients):
+                truncate(path, step)
+            self._say(f"resuming at step {step}")
+        return step
+
+    def _callbacks(self) -> tuple[Recorder, list[Callback]]:
+        goal, options, paths = self.module.objective, self.options, self.paths
+        names = ["loss", *goal.higher_is_better]
+        recorder = Recorder(
+            paths if self.first else None,
+            columns=self.module.pipeline.columns,
+            validation=names,
+            every=options.log_every_n_steps,
+            record_every=self.module.pipeline.law.record_every,
+        )
+        recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
+        stops = Stops(
+            recorder,
+            patience=options.patience,
+            min_delta=options.min_delta,
+            target=options.target,
+            tolerance=options.tolerance,
+            higher_is_better=goal.higher_is_better,
+            monitor=goal.monitor,
+        )
+        checkpoints = Checkpoints(
+            paths,
+            self.run if self.first else None,
+            recorder,
+            stops,
+            every=options.checkpoint_every,
+            monitor=goal.monitor,
+            higher=goal.higher_is_better.get(goal.monitor, False),
+            validate=lambda: self._score("val", options.limit_val_batches).metrics,
+        )
+        shown: list[Callback] = []
+        if self.first and options.enable_progress_bar:
+            if self.console.is_terminal:
+                total = self.module.total_steps
+                bar = ProgressBar(
+                    recorder, total=total, metric=goal.primary, console=self.console
+                )
+                shown.append(bar)
+            else:
+                shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
+        return recorder, [recorder, stops, checkpoints, *shown, _OwnSignals()]
+
+    def _loader(self, split: Any, *, shuffle: bool = False) -> Any:
+        return self.built.loader(
+            split, shuffle=shuffle, device=self.device, rank=self.rank, world=self.world
+        )
+
+    def _score(self, split: Any, limit: int | float, *, alone: bool = False) -> Scores:
+        """Score a split, on all ranks together, or on this one alone once the others are gone."""
+        if alone:
+            batches = self.built.loader(split, device=self.device)
+        else:
+            batches = self._loader(split)
+        return self.module.score(batches, limited(limit, len(batches)), gather=not alone)
+
+    def _score_both(self) -> tuple[Scores, Scores, Scores]:
+        """Test at last, test at best, training set at best; test is read here and nowhere else."""
+        limit = self.options.limit_test_batches
+        last = self._score("test", limit, alone=True)
+        best = last
+        if self.paths.best.exists():
+            state = read_checkpoint(self.paths.best, self.device)
+            self.module.load_state_dict(state["state_dict"])
+            best = self._score("test", limit, alone=True)
+        train_best = self._score("train", limit, alone=True)
+        scores = self.module.objective.scores
+        group = self.built.dataset.split("test").group
+        temporary = self.paths.predictions.with_name(".predictions.npz")
+        np.savez_compressed(
+            temporary,
+            index=best.index.numpy(),
+            group=group[best.index].cpu().numpy(),
+            target=best.target.numpy(),
+            best=scores(best.prediction).numpy(),
+            last=scores(last.prediction).numpy(),
+        )
+        temporary.replace(self.paths.predictions)
+        return last, best, train_best
+
+    def _stability(self, last: Scores) -> Stability:
+        steps, losses = read_series(self.paths.gradients, LOSS)
+        goal = self.module.objective
+        chance, margin = goal.chance(last.target)
+        value = last.metrics[goal.primary]
+        higher = goal.higher_is_better[goal.primary]
+        at_chance = value <= chance + margin if higher else value >= chance - margin
+        if self.recorder.diverged_at is not None:
+            return Stability("diverged", self.recorder.diverged_at)
+        return stability(losses, steps, at_chance=at_chance)
+
+    def _clip(self, stable: Stability) -> dict[str, Any]:
+        law = self.module.pipeline.law
+        return clip_block(
+            read_columns(self.paths.gradients),
+            algorithm=law.algorithm,
+            threshold=law.threshold,
+            per=self.config["clip"].get("per", "global"),
+            optimizer=self.run.record["choices"].get("optimizer", ""),
+            stable=stable,
+        )
+
+    def _stopped_by(self, trainer: Trainer, stops: Stops) -> str:
+        if stops.stopped_by is not None:
+            return stops.stopped_by
+        if 0 < self.options.max_steps <= trainer.global_step:
+            return "max_steps"
+        if 0 < self.options.max_epochs <= trainer.current_epoch:
+            return "max_epochs"
+        return "max_time"
+
+    def _keep_checkpoints(self) -> None:
+        keep = self.options.checkpoint
+        if keep == "none":
+            shutil.rmtree(self.paths.checkpoints, ignore_errors=True)
+        elif keep == "best" and self.paths.best.exists():
+            self.paths.last.unlink(missing_ok=True)
+
+    def _end(self, status: str, **keys: Any) -> None:
+        if not self.first:
+            return
+        seconds = (self.run.record["seconds"] or 0.0) if self.resume else 0.0
+        self.run.finish(status, seconds=seconds + time.monotonic() - self.began, **keys)
+
+    # W&B
+
+    def _wandb_id(self, previous: Mapping[str, Any]) -> str | None:
+        if self.logger_mode == "none":
+            return None
+        return (previous.get("id") if self.resume else None) or tracking.new_id()
+
+    def _start_tracking(self) -> None:
+        if self.logger_mode == "none":
+            return
+        if self.logger_line:
+            self._say(self.logger_line)
+        options, record = self.config["logger"], self.run.record
+        choices = record["choices"]
+        self.wandb = tracking.start(
+            self.logger_mode,
+            id=record["wandb"]["id"],
+            name=record["name"],
+            directory=self.run.directory,
+            config={**self.config, **dict(self.module.hparams), "id": record["id"]},
+            project=options.get("project") or tracking.PROJECT,
+            entity=options.get("entity"),
+            group=options.get("group") or record["sweep"],
+            tags=[
+                *options.get("tags", []),
+                *(choices[group] for group in ("clip", "fusion", "dataset") if group in choices),
+            ],
+            say=self._say,
+        )
+        self.run.update(wandb=tracking.describe(self.wandb, self.logger_mode))
+
+    def _finish_tracking(self, exit_code: int) -> None:
+        run, self.wandb = self.wandb, None
+        tracking.finish(run, exit_code)
+
+    def _loggers(self) -> list[Logger]:
+        return [] if self.wandb is None else [WandbLogger(experiment=self.wandb)]
+
+    def _say(self, line: str) -> None:
+        if self.first:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            logging.getLogger("mmrun").info("%s", line)
+
+
+class _OwnSignals(Callback):
+    """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        for signum in STOPPED_BY_SIGNAL:
+            signal.signal(signum, _raise_interrupted)
+
+
+def _check_target(built: Built) -> None:
+    known = built.module.objective.higher_is_better
+    for name in built.options.target:
+        if name not in known and name != "loss":
+            raise UserError(
+                "trainer.target names a validation metric", given=name, remedy=nearest(name, known)
+            )
+
+
+def _check_checkpoint(module: MultimodalModule, paths: Paths) -> None:
+    if not paths.last.exists():
+        raise UserError(
+            "there is no checkpoint to resume from",
+            given=paths.last,
+            remedy="Runs keep last.ckpt until they end, and after that with trainer.checkpoint=both.",
+        )
+    load_weights(module, paths.last)
+
+
+def _mode(higher_is_better: Mapping[str, bool], name: str) -> str:
+    return "max" if higher_is_better.get(name, False) else "min"
+
+
+def _mixed(seed: int, rank: int) -> int:
+    """A seed for dropout and the like that is another one than the initialisation's, and per rank."""
+    return (seed * 0x9E3779B1 + rank * 0x85EBCA77 + 0x165667B1) % 2**63
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
+    for each in STOPPED_BY_SIGNAL:  # one is enough: what follows writes the ending down
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise ``Interrupted`` while this lasts; only the main thread can say so."""
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    try:
+        for signum in STOPPED_BY_SIGNAL:
+            before[signum] = signal.signal(signum, _raise_interrupted)
+    except ValueError:
+        pass
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """What is said, warned and logged goes to train.log; a person sees only what is said."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    own = logging.getLogger("mmrun")
+    libraries = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    kept = [(each, each.handlers[:], each.propagate, each.level) for each in (own, *libraries)]
+    for each in (own, *libraries):
+        each.handlers, each.propagate = [handler], False
+    own.setLevel(logging.INFO)
+
+    def warned(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+        own.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+
+    show = warnings.showwarning
+    warnings.showwarning = warned
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        for each, handlers, propagate, level in kept:
+            each.handlers, each.propagate = handlers, propagate
+            each.setLevel(level)
+        handler.close()
+
+
+def main_exit_code(record: Mapping[str, Any]) -> int:
+    """0 for a run that ended well, 1 for one that failed or diverged."""
+    return 0 if record["status"] == "finished" else 1
+
