@@ -394,7 +394,7 @@ def _apply_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
             before = OmegaConf.select(config, key, throw_on_missing=False)
             ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
             after = OmegaConf.select(config, key, throw_on_missing=False)
-            if isinstance(before, float) and type(after) is int:
+            if isinstance(before, float) and type(after) is int and not _share_or_count(key):
                 OmegaConf.update(config, key, float(after))  # 1 and 1.0 are one setting, one id
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(
@@ -403,6 +403,11 @@ def _apply_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
                 remedy=_sentence(error),
             ) from error
     return config
+
+
+def _share_or_count(key: str) -> bool:
+    """Whether 1 and 1.0 differ for a setting: one batch, or all of them."""
+    return key.startswith(("trainer.limit_", "trainer.val_check_interval"))
 
 
 def _opened(override: Override, config: DictConfig) -> str:

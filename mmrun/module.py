@@ -246,18 +246,36 @@ class MultimodalModule(LightningModule):
             states = [None] * dist.get_world_size()
             dist.all_gather_object(states, state)
         checkpoint["rng"] = states
+        # A validation may fall between two micro-batches of one step: half a gradient is state too.
+        pending = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
+        checkpoint["accumulated"] = {
+            "losses": list(self.micro_losses),
+            "gradients": pending if self.micro_losses else {},
+            "per_loss": self._per_loss,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the clip law; the random state waits for ``on_train_start``."""
+        """Restores the clip law; random state and half gradients wait for ``on_train_start``."""
         self.pipeline.load_state_dict(checkpoint["clip"])
-        self._rng = checkpoint["rng"]
+        self._restored = {key: checkpoint[key] for key in ("rng", "accumulated")}
 
     def on_train_start(self) -> None:
         """Random state as it was at the checkpoint: set last, since setting up draws numbers."""
-        states = self.__dict__.pop("_rng", None)
-        if states is None or len(states) != self.trainer.world_size:
+        restored = self.__dict__.pop("_restored", None)
+        if restored is None:
             return
-        state = states[self.global_rank]
+        accumulated = restored["accumulated"]
+        self.micro_losses = [loss.to(self.device) for loss in accumulated["losses"]]
+        named = dict(self.named_parameters())
+        for name, gradient in accumulated["gradients"].items():
+            named[name].grad = gradient.to(self.device)
+        self._per_loss = {
+            loss: {name: gradient.to(self.device) for name, gradient in gradients.items()}
+            for loss, gradients in accumulated["per_loss"].items()
+        }
+        if len(restored["rng"]) != self.trainer.world_size:
+            return
+        state = restored["rng"][self.global_rank]
         torch.set_rng_state(state["torch"].cpu())
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError
+from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
 
 EXIT_INTERRUPTED = {"interrupt": 130, "terminate": 143}
@@ -39,6 +40,12 @@ def run(
     from mmrun.train import train  # torch and Lightning: 4 s that a caller may have paid already
 
     record = reader.recorded(directory)
+    if rank_and_world() is None and reader.read(directory)["status"] == "running":
+        raise UserError(
+            "this run is being trained now",
+            given=directory,
+            remedy=f"Wait for process {record['pid']} on {record['host']}, or stop it.",
+        )
     frozen = reader.point(directory)
     if trust:
         add_to_path(frozen.config_dirs)

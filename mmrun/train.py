@@ -37,7 +37,7 @@ from mmrun.ranks import launch_ranks, rank_and_world
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths
 from mmrun.runs.table import read_columns, read_series, truncate
-from mmrun.compare.verdict import Stability, clip_block, stability
+from mmrun.runs.verdict import Stability, clip_block, stability
 from mmrun.runs.writer import Run, create, freeze
 from mmrun.settings import changed
 from mmrun.spec import Point

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_order_leaves_the_global_generator_alone():
 def test_without_shuffling_the_order_is_the_splits():
     loader = make(shuffle=False)
     loader.set_epoch(3)
-    assert sum(rows(loader), []) == list(range(23))
+    assert list(chain(*rows(loader))) == list(range(23))
 
 
 def test_all_is_one_batch():
@@ -78,7 +80,7 @@ def test_ranks_share_out_every_training_batch(world, n):
     assert all(len(part) == len(kept) for part in parts)
     for position, batch in enumerate(kept):
         pieces = [part[position] for part in parts]
-        assert sum(pieces, []) == batch
+        assert list(chain(*pieces)) == batch
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
         assert all(pieces)
 
@@ -88,7 +90,7 @@ def test_ranks_share_out_every_training_batch(world, n):
 def test_ranks_share_out_every_sample_for_evaluation(world, n):
     loaders = [make(n, rank=r, world=world, shuffle=False) for r in range(world)]
     parts = [rows(loader) for loader in loaders]
-    assert sorted(sum((sum(part, []) for part in parts), [])) == list(range(n))
+    assert sorted(chain(*chain(*parts))) == list(range(n))
     assert all(batch for part in parts for batch in part)
     assert [len(loader) for loader in loaders] == [len(part) for part in parts]
 
@@ -139,7 +141,7 @@ def test_position_does_not_carry_over_to_another_epoch():
 
 
 def test_wrong_sizes():
-    with pytest.raises(UserError, match="dataset.batch_size is a number of samples"):
+    with pytest.raises(UserError, match=r"dataset\.batch_size is a number of samples"):
         make(batch_size=0)
     with pytest.raises(UserError, match="fewer samples than there are devices"):
         make(batch_size=2, world=3)
@@ -174,15 +176,15 @@ def test_lightning_resumes_in_mid_epoch(tmp_path, stop):
             return torch.optim.SGD(self.parameters(), lr=0.0)
 
     class Save(Callback):
-        def on_train_batch_end(self, trainer, *_):
+        def on_train_batch_end(self, trainer, *_: Any, **__: Any):
             if trainer.global_step == stop:
                 trainer.save_checkpoint(tmp_path / "batch.ckpt")
 
-        def on_validation_end(self, trainer, *_):
+        def on_validation_end(self, trainer, *_: Any, **__: Any):
             if not trainer.sanity_checking and trainer.global_step == stop:
                 trainer.save_checkpoint(tmp_path / "validation.ckpt")
 
-        def on_train_epoch_end(self, trainer, *_):
+        def on_train_epoch_end(self, trainer, *_: Any, **__: Any):
             if trainer.global_step == stop:
                 trainer.save_checkpoint(tmp_path / "epoch.ckpt")
 

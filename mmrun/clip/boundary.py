@@ -40,7 +40,8 @@ def clip_gradient(x: Tensor, c: float) -> Tensor:
 
     Args:
         x: [B, ...]; a sample's norm is over all but the first dimension.
-        c: bound, in units of the gradient's L2 norm; > 0; infinity is "off".
+        c: bound, in units of the L2 norm of one sample's gradient of the batch's loss (a mean over B samples makes
+            it B times smaller); > 0; infinity is "off".
 
     Raises:
         UserError: c is not above 0; names ``model.gradient_clip``.

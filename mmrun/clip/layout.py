@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-# As in torch.nn.utils.clip_grad: one call for many tensors, on a CPU too the fastest way measured.
-from torch import _foreach_mul_, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+# One call for many tensors, as in torch.nn.utils.clip_grad: the fastest way measured, on a CPU too.
+from torch import Tensor, _foreach_mul_, _foreach_norm, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from mmrun.errors import UserError
 
@@ -141,6 +140,7 @@ class Plan:
         counts = [sum(s for s, yes in zip(sizes, row, strict=True) if yes) for row in rows]
         self.member = torch.tensor(rows, device=self.device, dtype=torch.bool)  # [1 + S, N]
         self.sizes = torch.tensor(sizes, device=self.device, dtype=self.wide)  # [N]
+        self.empty = torch.zeros(0, device=self.device, dtype=self.dtype)
         self.nothing = torch.zeros_like(self.sizes)
         self.owners = torch.tensor(layout.owners, device=self.device, dtype=torch.long)  # [N]
         groups: list[list[int]] = [[] for _ in layout.scopes]
@@ -168,11 +168,16 @@ class Plan:
     def norms(self, tensors: list[Tensor], p: float = 2.0) -> Tensor:
         """The p-norm of each of some tensors, [len(tensors)]; one pass over their elements."""
         if not tensors:
+            return self.gather([])
+        return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
+
+    def gather(self, numbers: list[Tensor]) -> Tensor:
+        """0-dim tensors as one [len(numbers)], on the plan's device."""
+        if not numbers:
             return torch.zeros(0, device=self.device, dtype=self.wide)
-        norms = _foreach_norm(tensors, p, dtype=self.cast)
         if self.scattered:
-            norms = [n.to(self.device, non_blocking=True) for n in norms]
-        return torch.stack(norms).to(self.wide)
+            numbers = [n.to(self.device, non_blocking=True) for n in numbers]
+        return torch.stack(numbers).to(self.wide)
 
     def constant(self, *values: float) -> Tensor:
         """These numbers as a tensor on the device; the same one at every step, so do not write to it."""
@@ -216,16 +221,15 @@ class Gradients:
         return torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
 
     def copies(self) -> list[Tensor]:
-        """A copy of each scope's gradient, S of [elements]."""
+        """A copy of each scope's gradient in the precision of norms, S of [elements]."""
         plan = self.plan
-        return [
-            torch.cat(
-                [self.tensors[i].reshape(-1).to(plan.device, non_blocking=True) for i in positions]
-            )
-            if positions
-            else torch.zeros(0, dtype=plan.dtype, device=plan.device)
-            for positions in plan.groups
-        ]
+        out: list[Tensor] = []
+        for positions in plan.groups:
+            flat = [self.tensors[i].reshape(-1) for i in positions]
+            if plan.cast is not None or plan.scattered:
+                flat = [t.to(plan.device, plan.dtype, non_blocking=True) for t in flat]
+            out.append(torch.cat(flat) if flat else plan.empty)
+        return out
 
     def join(self, norms: Tensor, p: float) -> Tensor:
         """p-norms of tensors [N] -> p-norms of everything and of each scope [1 + S]."""

@@ -40,15 +40,15 @@ class Value(Law):
             g.clamp_(-c, c)  # one pass; torch's clip_grad_value_ takes two
         after = gradients.copies()
         raw, clipped = plan.norms(before), plan.norms(after)  # [S]
-        cut = [b.sub_(a) for a, b in zip(after, before, strict=True)]
-        cut_norm = plan.norms(cut)
+        # Not from the norms of raw, clipped and their difference: that cancels where much is cut off.
+        pairs = zip(before, after, strict=True)
+        inner = plan.gather([(b * a).sum() for b, a in pairs])
         # sign is 0 for NaN: an element that stays NaN did not change.
-        signs = plan.norms([e.sign_() for e in cut])
+        signs = plan.norms([b.sub_(a).sign_() for b, a in zip(before, after, strict=True)])
         return Stats(
             raw=raw,
             clipped=clipped,
-            # 2 <raw, clipped> = ||raw||^2 + ||clipped||^2 - ||raw - clipped||^2
-            inner=(raw * raw + clipped * clipped - cut_norm * cut_norm) / 2,
+            inner=inner,
             changed=(
                 signs * signs
             ).round(),  # the 1-norm would say it, but is 5 times slower on a CPU

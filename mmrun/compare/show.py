@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mmrun.compare import verdict
+from mmrun.runs import verdict
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -134,19 +135,21 @@ class Folder:
 def read(path: Path, *, numbers: bool) -> NDArray[Any]:
     """An array from a .npy file, memory-mapped and never unpickled."""
     try:
-        # Copy on write: torch wants memory that it may write to, and the file stays as it is.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        # Copy on write: torch wants memory that it may write to, and the file stays as it is. Unlike numpy.load, this
+        # knows no other format than .npy.
+        array = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
+        if "Python objects" in str(error):
+            raise UserError(
+                "the file holds Python objects, which are never loaded",
+                given=path,
+                remedy="Save plain numbers with numpy.save.",
+            ) from error
         raise UserError(
-            "the file holds Python objects, which are never loaded"
-            if objects
-            else "the file is not a .npy array",
+            "the file is not a complete .npy array",
             given=path,
-            remedy="Save plain numbers with numpy.save.",
+            remedy="Write it with numpy.save, or copy it again.",
         ) from error
-    if not isinstance(array, np.ndarray):
-        raise UserError("the file is an archive, not one .npy array", given=path)
     if array.ndim == 0:
         raise UserError("the file holds a single number, not an array", given=path)
     if numbers and array.dtype.kind not in "biuf":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,10 +57,11 @@ class Conv(Encoder):
         """Tokens are the last layer's steps [B, T, D]."""
         steps, valid = self.steps(x, mask)
         h = steps.transpose(1, 2)  # [B, F, T]
+        weight = valid.unsqueeze(1).to(h.dtype)
         for layer in self.layers:
             h = F.relu(layer(h))
             if mask is not None:
                 # Past its end a sample is zero for the next layer, however long its padding.
-                h = torch.where(valid.unsqueeze(1), h, 0.0)
+                h = h * weight
         # Nothing is below zero, so padding never is the maximum, and no valid step gives zeros.
         return Tokens(h.transpose(1, 2), valid, h.amax(dim=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,14 +173,14 @@ def test_avmnist_is_a_yaml_over_arrays(tmp_path):
     knobs = OmegaConf.merge(
         OmegaConf.load(conf / "arrays.yaml"), OmegaConf.load(conf / "avmnist.yaml")
     )
-    for key in ("_target_", "defaults", "batch_size", "encoders", "objective"):
-        knobs.pop(key)
     rng = np.random.default_rng(0)
     for split, n in (("train", 60), ("test", 20)):
         save(tmp_path, f"image/{split}_data", rng.integers(0, 256, (n, 784)).astype(np.uint8))
         save(tmp_path, f"audio/{split}_data", rng.integers(0, 256, (n, 112, 112)).astype(np.uint8))
         save(tmp_path, f"{split}_labels", (np.arange(n) % 10).astype(np.uint8))
-    plain: dict = OmegaConf.to_container(knobs)  # pyright: ignore[reportAssignmentType]
+    plain: Any = OmegaConf.to_container(knobs)
+    for key in ("_target_", "defaults", "batch_size", "encoders", "objective"):
+        plain.pop(key)
     data = Arrays(seed=0, **{**plain, "root": str(tmp_path)})
     shapes = [spec.shape for spec in data.spec.modalities.values()]
     assert shapes == [(1, 28, 28), (112, 112)]
@@ -208,7 +209,12 @@ def raw(name: str, content: bytes):
     return lambda root: (root / name).write_bytes(content)
 
 
-WRONG = {
+def save_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+WRONG: dict[str, Any] = {
     "no root": (break_nothing, {"root": ""}, "dataset.root=FOLDER"),
     "no such root": (break_nothing, {"root": "nowhere"}, "dataset.root does not exist"),
     "no folder": (
@@ -294,12 +300,32 @@ WRONG = {
         "values that are not finite",
     ),
     "nan inputs": (write("sound/train_data", np.full((40, 5, 6), np.nan)), {}, "sound has values"),
-    "no npy": (raw("image/train_data.npy", b"hello"), {}, "not a .npy array"),
-    "empty npy": (raw("image/train_data.npy", b""), {}, "not a .npy array"),
+    "no npy": (raw("image/train_data.npy", b"hello"), {}, r"not a complete \.npy array"),
+    "empty npy": (raw("image/train_data.npy", b""), {}, r"not a complete \.npy array"),
     "cut npy": (
         raw("image/train_data.npy", b"\x93NUMPY\x01\x00\x20\x00{'descr':"),
         {},
-        "not a .npy array",
+        r"not a complete \.npy array",
+    ),
+    "half a download": (
+        lambda root: (root / "image/train_data.npy").write_bytes(
+            (root / "image/train_data.npy").read_bytes()[:300]
+        ),
+        {},
+        r"not a complete \.npy array",
+    ),
+    "archive": (
+        lambda root: save_archive(root / "image/train_data.npy"),
+        {},
+        r"not a complete \.npy array",
+    ),
+    "no sample": (
+        lambda root: (
+            save(root, "image/test_data", np.zeros((0, 16), np.uint8)),
+            save(root, "test_labels", np.zeros(0, int)),
+        ),
+        {},
+        "test_labels.npy",
     ),
     "objects": (
         write("image/train_data", np.array([{"a": 1}] * 40, dtype=object)),
@@ -307,7 +333,11 @@ WRONG = {
         "holds Python objects, which are never loaded",
     ),
     "a number": (write("image/train_data", np.float64(3)), {}, "a single number"),
-    "text of fractions": (break_nothing, {"modalities": {"sound": {"kind": "text", "shape": [30]}}}, "whole numbers"),
+    "text of fractions": (
+        break_nothing,
+        {"modalities": {"sound": {"kind": "text", "shape": [30]}}},
+        "whole numbers",
+    ),
     "groups length": (
         lambda root: (add_groups(root), save(root, "test_groups", np.zeros(3))),
         {},
@@ -333,4 +363,4 @@ def test_one_clear_error(root, case):
     damage, knobs, text = WRONG[case]
     damage(root)
     with pytest.raises(UserError, match=text):
-        load(root, **{"root": str(root), **knobs})
+        Arrays(seed=0, **{"root": str(root), "modalities": MODALITIES, **knobs})

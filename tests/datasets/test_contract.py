@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def constructor(option: str) -> Any:
     return getattr(__import__(module, fromlist=[name]), name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(option: str, seed: int = 0, use: str = "all") -> Dataset:
     knobs = {k: v for k, v in config(option).items() if k not in (*NOT_KNOBS, "_target_", "use")}
     return constructor(option)(seed=seed, use=use, **knobs)

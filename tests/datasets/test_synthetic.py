@@ -21,7 +21,9 @@ def both(data: Synthetic, modalities):
     for name in ("train", "test"):
         split = data.split(name)
         batch = split.batch(torch.arange(len(split)))
-        parts.append((torch.cat([batch.inputs[m] for m in modalities], 1).numpy(), batch.target.numpy()))
+        parts.append(
+            (torch.cat([batch.inputs[m] for m in modalities], 1).numpy(), batch.target.numpy())
+        )
     return parts
 
 

@@ -150,7 +150,7 @@ def test_heartbeat_does_not_hold_the_process(tmp_path):
 
 def test_no_torch_and_no_wandb():
     code = (
-        "import sys, mmrun.runs, mmrun.tracking, mmrun.compare.show, mmrun.compare.verdict;"
+        "import sys, mmrun.runs, mmrun.tracking, mmrun.compare.show, mmrun.runs.verdict;"
         "bad = {'torch', 'pytorch_lightning', 'hydra', 'wandb'} & set(sys.modules);"
         "sys.exit(str(bad) if bad else 0)"
     )

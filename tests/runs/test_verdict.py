@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from mmrun.compare.verdict import Stability, clip_block, is_adaptive, optimizer_label, stability
+from mmrun.runs.verdict import Stability, clip_block, is_adaptive, optimizer_label, stability
 
 
 def falling(n: int, first: float = 2.3, last: float = 0.1) -> np.ndarray:
