@@ -137,6 +137,7 @@ class GradientPipeline:
         if scaler is not None:
             scaler.unscale_(optimizer)
         self.steps += 1
+        self._modulate()
         return Telemetry(self.columns, self.law.apply())
 
     @torch.no_grad()

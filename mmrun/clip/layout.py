@@ -192,7 +192,7 @@ def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> 
     for position, ((device, dtype), unit) in enumerate(zip(kinds, units, strict=True)):
         groups.setdefault((unit, device, dtype), []).append(position)
     return [
-        # A coefficient rounded to half precision would be wrong by up to 10 % at 1e-6.
+        # A coefficient rounded to half precision would be wrong by up to 3 % at 1e-6.
         Block(unit, positions, device, torch.float64 if dtype == torch.float64 else torch.float32)
         for (unit, device, dtype), positions in groups.items()
     ]

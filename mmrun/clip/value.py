@@ -15,7 +15,7 @@ class Value(Law):
     """g_i -> min(max(g_i, -c), c) for each element i, so the direction may change.
 
     NaN stays NaN; an infinite element becomes c, so it shows in ``norm`` but not in ``norm_clipped``.
-    Source: ``torch.nn.utils.clip_grad_value_``, ``optax.clip``; Mikolov 2012 (thesis), section 3.3.
+    Source: ``torch.nn.utils.clip_grad_value_``, ``optax.clip``.
 
     Args:
         threshold: c, in units of a gradient's element; infinity is "off".

@@ -320,6 +320,19 @@ def test_record_every(option: str):
             build(option, record_every=bad)
 
 
+def test_what_does_not_change_is_worked_out_once():
+    """One plan for each set of parameters that have a gradient, also for sets of equal size."""
+    bound, law = parameters(), build("norm")
+    law.bind(bound)
+    plans = []
+    for absent in ("conv", "bias", "conv"):
+        fill(bound, 0, 1.0)
+        bound["image"][absent].grad = None
+        plans.append(law.layout.gather().plan)
+        assert plans[-1].sizes.tolist()[:2] == ([0, 4] if absent == "conv" else [48, 0])
+    assert plans[0] is plans[2]
+
+
 def test_state_of_another_law_is_refused():
     with pytest.raises(UserError, match=r"keeps no state.*ema"):
         Norm(threshold=1.0).load_state_dict({"ema": torch.zeros(1)})

@@ -45,7 +45,9 @@ def classes() -> dict[str, type[Encoder]]:
 
 
 CLASSES = classes()
-CASES = [(option, kind) for option, cls in CLASSES.items() for kind in cls.kinds]
+CASES: list[tuple[str, Kind]] = [
+    (option, kind) for option, cls in CLASSES.items() for kind in cls.kinds
+]
 
 
 def spec(kind: Kind, *, padded: bool = False) -> ModalitySpec:
@@ -77,9 +79,9 @@ def sample(kind: str, n: int = B, seed: int = 0) -> Tensor:
     return torch.randn(n, *SHAPES[kind], generator=draw)
 
 
-def padded_cases() -> list[tuple[str, str]]:
+def padded_cases() -> list[tuple[str, Kind]]:
     """Cases in which the modality may be padded: the encoder does not refuse it."""
-    cases = []
+    cases: list[tuple[str, Kind]] = []
     for option, kind in CASES:
         if kind not in TIME_AXIS:
             continue
@@ -136,7 +138,7 @@ def test_shapes(option: str, kind: Kind):
 def test_gradient_reaches_every_parameter(option: str, kind: Kind):
     encoder = build(option, kind)
     x = sample(kind, 8)
-    reached = dict(encoder.named_parameters())
+    reached: dict[str, Tensor] = dict(encoder.named_parameters())
     if x.is_floating_point():
         reached["x"] = x.requires_grad_()
     encoder(x).pooled.square().sum().backward()

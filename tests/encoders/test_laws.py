@@ -90,7 +90,7 @@ def test_rnn_with_identity_start_adds_up_what_it_sees():
 
 
 def test_rnn_with_orthogonal_start():
-    weight = RNN(SEQUENCE, init="orthogonal", layers=2).cell.weight_hh_l1
+    weight = RNN(SEQUENCE, init="orthogonal", layers=2).cell.get_parameter("weight_hh_l1")
     torch.testing.assert_close(weight @ weight.T, torch.eye(32), rtol=0, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmrun.batch import Tokens
 from mmrun.errors import UserError
-from mmrun.fusion.attention import Attention
+from mmrun.fusion.attention import Attention, Block
 from mmrun.fusion.concat import Concat
 from mmrun.fusion.sum import Sum
 
@@ -41,7 +41,7 @@ def test_sum_leaves_the_bias_of_an_absent_modality_out():
 def test_attention_block_is_torchs_attention():
     """Parity with scaled_dot_product_attention, one modality absent in one sample."""
     torch.manual_seed(0)
-    block = Attention({"a": 8, "b": 8, "c": 8}, dim=8, heads=2).blocks[0]
+    block = Block(8, heads=2, hidden=16)
     x = torch.randn(4, 3, 8)
     there = torch.tensor([[True, True, True]] * 3 + [[True, False, True]])
     q, k, v = block.qkv(block.norm(x)).view(4, 3, 3, 2, 4).permute(2, 0, 3, 1, 4)
