@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mmrun.balance import Balance
 from mmrun.batch import Batch, Output
-from mmrun.gradients import GradientPipeline
+from mmrun.gradients import GradientPipeline, Telemetry, rows
 from mmrun.model import MultimodalModel
 from mmrun.objectives import Objective
 
@@ -82,7 +82,9 @@ class MultimodalModule(LightningModule):
         self.autocast = autocast
         self.automatic_optimization = not balance.per_loss
         self.micro_losses: list[Tensor] = []
-        self.rows: list[Tensor] = []  # one per optimizer step since the last flush: loss, then the pipeline's row
+        # One per optimizer step since the recorder last took them; nothing is worked out in the step.
+        self.step_losses: list[Tensor] = []
+        self.telemetry: list[Telemetry] = []
         self.validation: dict[str, float] = {}
         self._collected: list[tuple[Tensor, ...]] = []
         self._per_loss: dict[str, dict[str, Tensor]] = {}
@@ -129,12 +131,21 @@ class MultimodalModule(LightningModule):
         self._apply_pipeline(optimizer)
 
     def _apply_pipeline(self, optimizer: Optimizer) -> None:
-        stats = self.pipeline.apply(optimizer)
+        self.telemetry.append(self.pipeline.apply(optimizer))
         loss = self.micro_losses[0]
         if len(self.micro_losses) > 1:
             loss = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
-        self.rows.append(torch.cat((loss.reshape(1).to(stats.row.dtype), stats.row)))
+        self.step_losses.append(loss)
+
+    def take_rows(self) -> Tensor | None:
+        """[T, 1 + C]: loss and telemetry of the T steps since the last call; None when there was none."""
+        if not self.telemetry:
+            return None
+        taken = rows(self.telemetry)
+        losses = torch.stack(self.step_losses).to(taken.dtype)
+        self.telemetry, self.step_losses = [], []
+        return torch.cat((losses.unsqueeze(1), taken), dim=1)
 
     def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
         """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""

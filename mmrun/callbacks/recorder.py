@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -87,7 +86,7 @@ class Recorder(Callback):
     ) -> None:
         """A log point every so many steps."""
         assert isinstance(pl_module, MultimodalModule)
-        if pl_module.rows and trainer.global_step % self.every == 0:
+        if pl_module.telemetry and trainer.global_step % self.every == 0:
             self.collect(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,10 +110,9 @@ class Recorder(Callback):
 
     def collect(self, trainer: Trainer, module: MultimodalModule) -> None:
         """Fetch the rows since the last log point: one transfer, one row of metrics.csv."""
-        if not module.rows:
+        rows = module.take_rows()
+        if rows is None:
             return
-        rows = torch.stack(module.rows)  # [steps, columns]
-        module.rows.clear()
         if trainer.world_size > 1:  # gradients are equal on all ranks, losses are not
             rows[:, 0] = trainer.strategy.reduce(rows[:, 0].contiguous(), reduce_op="mean")
         table = rows.double().cpu().numpy()

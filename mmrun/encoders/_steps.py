@@ -28,6 +28,17 @@ def at_least(minimum: int, **knobs: int) -> None:
             )
 
 
+def probability(**knobs: float) -> None:
+    """Raise ``UserError`` for the first knob {name: value} outside [0, 1)."""
+    for name, value in knobs.items():
+        if not 0 <= value < 1:
+            raise UserError(
+                f"the encoder's {name} is a probability",
+                given=value,
+                remedy=f"Give 0 <= {name} < 1.",
+            )
+
+
 def odd(**knobs: int) -> None:
     """Raise ``UserError`` for the first knob {name: value} that is not a positive odd number."""
     for name, value in knobs.items():

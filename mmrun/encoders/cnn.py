@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmrun.batch import Tokens
 from mmrun.encoders import Encoder
-from mmrun.encoders._steps import all_valid, at_least, mean_valid, odd
+from mmrun.encoders._steps import all_valid, at_least, mean_valid, odd, probability
 from mmrun.spec import Kind, ModalitySpec
 
 
@@ -30,6 +30,7 @@ class CNN(Encoder):
         kernel: side of both convolutions, odd.
         grid: largest height and width of the grid of tokens (of a spectrogram: height only); a
             larger one is averaged down to it.
+        dropout: probability that an element of the pooled vector is zero in training.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("image", "spectrogram")
@@ -42,10 +43,12 @@ class CNN(Encoder):
         channels: int = 16,
         kernel: int = 3,
         grid: int = 8,
+        dropout: float = 0.4,
     ) -> None:
         super().__init__(spec)
         at_least(1, dim=dim, channels=channels, grid=grid)
         odd(kernel=kernel)
+        probability(dropout=dropout)
         self.timed = spec.kind == "spectrogram"
         inputs, height, width = (1, *spec.shape) if self.timed else spec.shape
         self.first = nn.Conv2d(inputs, channels, kernel, stride=2, padding=kernel // 2)
@@ -55,7 +58,9 @@ class CNN(Encoder):
         self.shrinks = rows > grid or (columns > grid and not self.timed)
         rows, columns = min(rows, grid), min(columns, grid)
         self.size = (rows, None if self.timed else columns)
-        self.readout = nn.Linear(dim * rows * (1 if self.timed else columns), dim)
+        self.readout = nn.Sequential(
+            nn.Linear(dim * rows * (1 if self.timed else columns), dim), nn.Dropout(dropout)
+        )
         self.dim = dim
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tokens:

@@ -30,10 +30,10 @@ class Attention(Fusion):
         self,
         dims: Mapping[str, int],
         *,
-        dim: int = 32,
+        dim: int = 64,
         heads: int = 4,
         layers: int = 1,
-        hidden: int = 64,
+        hidden: int = 128,
     ) -> None:
         super().__init__(dims)
         for name, value in (("dim", dim), ("heads", heads), ("layers", layers), ("hidden", hidden)):

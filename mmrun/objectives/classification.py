@@ -47,7 +47,7 @@ class Classification(Objective):
         *,
         hidden: list[int] = [],  # noqa: B006 - read only
         class_weights: Literal["none", "balanced"] | list[float] = "none",
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.1,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(spec, dims, fused_dim)

@@ -23,6 +23,7 @@ N, D = 40, 6
 def build(classes: int = 3, counts: tuple[int, ...] = (), **knobs: Any) -> Classification:
     torch.manual_seed(0)
     spec = DatasetSpec(modalities={}, target="class", classes=classes, class_counts=counts)
+    knobs.setdefault("label_smoothing", 0.0)
     return Classification(spec, {"a": D}, D, **knobs)
 
 
