@@ -70,9 +70,9 @@ def mmrun_train(words: list[str], steps: int) -> float:
                 "trainer.max_epochs=-1",
                 f"trainer.max_steps={WARM + steps}",
                 # One validation, after the clock has stopped: the hand-written loop has none either.
+                "trainer.check_val_every_n_epoch=1000000",
                 "trainer.limit_val_batches=1",
                 "trainer.limit_test_batches=1",
-                "trainer.check_val_every_n_epoch=1000000",
                 "trainer.checkpoint=none",
             ]
         )

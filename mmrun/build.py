@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import yaml
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from torch import nn
@@ -31,11 +32,14 @@ from mmrun.missing import Missing
 from mmrun.model import MultimodalModel
 from mmrun.module import MultimodalModule, sum_of
 from mmrun.objectives import Objective
+from mmrun.options import ENCODER, options
 from mmrun.signature import check
 from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
 
 OWN_PACKAGES = ("mmrun", "torch.optim")
+MOST = 2**63 - 1
+MOST_THREADS = 1024  # torch dies of a million
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,10 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         UserError: for anything in the config or the data that the user can mend.
     """
     check_targets(config, trust)
-    seed, data_seed = _whole(config, "seed"), _whole(config, "data_seed")
-    threads = _whole(config, "threads")
-    if threads < 1:
-        raise UserError("threads is a number of CPU threads", given=threads, remedy="Give 1 or more.")
-    torch.set_num_threads(threads)
-    options = trainer_options(config["trainer"])
+    check_numbers(config)
+    seed, data_seed = _whole(config, "seed", 0), _whole(config, "data_seed", 0)
+    torch.set_num_threads(_whole(config, "threads", 1, MOST_THREADS))
+    training = trainer_options(config["trainer"])
     data = dataset(config["dataset"], data_seed)
     torch.manual_seed(seed)
     parts = encoders(config["encoder"], data.spec)
@@ -106,15 +108,15 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         GradientPipeline(law, sharing, scopes),
         make_optimizer=optimizer(config["optimizer"], scopes),
         make_schedule=schedule(config["schedule"]),
-        total_steps=options.total_steps(-(-data.spec.sizes["train"] // size)),
-        accumulate=options.accumulate_grad_batches,
-        autocast=options.mixed,
+        total_steps=training.total_steps(-(-data.spec.sizes["train"] // size)),
+        accumulate=training.accumulate_grad_batches,
+        autocast=training.mixed,
         hyperparameters={
             "gradient_clip_val": config["clip"].get("threshold", math.inf),
             "gradient_clip_algorithm": law.algorithm,
         },
     )
-    built = Built(module, data, options, size, data_seed)
+    built = Built(module, data, training, size, data_seed)
     _try_forward(built)
     return built
 
@@ -160,7 +162,7 @@ def make(node: Mapping[str, Any], group: str, kind: type | None = None) -> Calla
         raise UserError(
             f"{group}._target_ cannot be loaded",
             given=node["_target_"],
-            remedy=str(error.__cause__ or error).split("\n", 1)[0],
+            remedy=" ".join(str(error.__cause__ or error).split()),
         ) from error
     target, knobs = bound.func, bound.keywords
     if kind is not None and not (isinstance(target, type) and issubclass(target, kind)):
@@ -188,11 +190,32 @@ def _call(
         ) from error
 
 
-def _whole(config: Mapping[str, Any], key: str) -> int:
+def _whole(config: Mapping[str, Any], key: str, least: int, most: int = MOST) -> int:
     value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
-        raise UserError(f"{key} is an integer", given=value, remedy=f"Write e.g. {key}=1.")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        limits = f"{least} or more" if most == MOST else f"from {least} to {most}"
+        raise UserError(f"{key} is a whole number, {limits}", given=value, remedy=f"E.g. {key}=1.")
     return value
+
+
+def check_numbers(config: Any, where: str = "") -> None:
+    """Raise UserError for a number that no setting can have: NaN, or an integer beyond 64 bits."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            check_numbers(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(config, list):
+        for value in config:
+            check_numbers(value, where)
+    elif isinstance(config, float) and math.isnan(config):
+        raise UserError(f"{where} is not a number", given=config, remedy="Give one.")
+    elif isinstance(config, int) and not -MOST <= config <= MOST:
+        raise UserError(f"{where} is too large", given=config, remedy="Give less than 2^63.")
+
+
+def _check_finite(node: Mapping[str, Any], where: str) -> None:
+    for key, value in node.items():
+        if isinstance(value, float) and math.isinf(value):
+            raise UserError(f"{where}.{key} must be finite", given=value, remedy="Give a number.")
 
 
 def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
@@ -214,7 +237,9 @@ def batch_size(node: Mapping[str, Any], spec: DatasetSpec) -> int:
         return spec.sizes["train"]
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise UserError(
-            "dataset.batch_size is a number of samples", given=size, remedy="Give 1 or more, or all."
+            "dataset.batch_size is a number of samples",
+            given=size,
+            remedy="Give 1 or more, or all.",
         )
     return min(size, spec.sizes["train"])
 
@@ -232,12 +257,25 @@ def encoders(nodes: Mapping[str, Any], spec: DatasetSpec) -> dict[str, Encoder]:
         kinds = getattr(instantiate_target(nodes[name]), "kinds", ())
         if modality.kind not in kinds:
             raise UserError(
-                f"this encoder takes no {modality.kind}, which {name} is",
-                given=f"encoder/{name}={str(nodes[name]['_target_']).rsplit('.', 1)[-1].lower()}",
-                remedy=f"It takes {', '.join(kinds)}; mmrun list encoder shows the others.",
+                f"this encoder takes {' or '.join(kinds)}, and modality {name} is {modality.kind}",
+                given=f"{ENCODER}/{name}={str(nodes[name]['_target_']).rsplit('.', 1)[-1].lower()}",
+                remedy=f"Encoders for {modality.kind}: {', '.join(_encoders_for(modality.kind))}.",
             )
         built[name] = constructor(modality)
     return built
+
+
+def _encoders_for(kind: str) -> list[str]:
+    """The options of the encoder group that take a kind."""
+    nodes = {
+        option: yaml.safe_load(path.read_text(encoding="utf-8"))
+        for option, path in options(ENCODER).items()
+    }
+    return [
+        option
+        for option, node in nodes.items()
+        if kind in getattr(instantiate_target(node), "kinds", ())
+    ]
 
 
 def instantiate_target(node: Mapping[str, Any]) -> Any:
@@ -293,7 +331,9 @@ def multimodal(
         value = node.get(name)
         if isinstance(value, int | float) and not value > 0:
             raise UserError(
-                f"model.{name} is a bound", given=value, remedy="Give a number above 0; .inf is off."
+                f"model.{name} is a bound",
+                given=value,
+                remedy="Give a number above 0; .inf is off.",
             )
     check(MultimodalModel, node, "model")
     return MultimodalModel(parts, fill, fused if goal.needs_fusion else None, seed=seed, **node)
@@ -334,12 +374,21 @@ def optimizer(
     """-> the optimizer: a group per scope and decay; vectors (biases, norms) are not decayed."""
     knobs = {key: value for key, value in node.items() if key != "scopes"}
     constructor = make(knobs, "optimizer", Optimizer)
+    _check_finite(knobs, "optimizer")
     own = node.get("scopes") or {}
     allowed = {key for key in knobs if key != "_target_"}
     for scope, values in own.items():
         if scope not in scopes:
             raise UserError(
-                f"there is no scope {scope}", given="optimizer.scopes", remedy=nearest(scope, scopes)
+                f"there is no scope {scope}",
+                given=f"optimizer.scopes.{scope}",
+                remedy=nearest(scope, scopes),
+            )
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"optimizer.scopes.{scope} is a mapping",
+                given=values,
+                remedy=f"Write e.g. optimizer.scopes.{scope}.lr=0.001.",
             )
         for key in values:
             if key not in allowed:
@@ -349,6 +398,7 @@ def optimizer(
                     remedy=nearest(key, allowed),
                 )
         check(instantiate_target(node), values, f"optimizer.scopes.{scope}")
+        _check_finite(values, f"optimizer.scopes.{scope}")
     groups: list[dict[str, Any]] = []
     for scope, parameters in scopes.items():
         extra = dict(own.get(scope) or {})
@@ -378,6 +428,7 @@ def _merge(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def schedule(node: Mapping[str, Any]) -> Callable[..., Any]:
     """(optimizer, total steps) -> its schedule."""
     constructor = make(node, "schedule")
+    _check_finite(node, "schedule")
     weight = nn.Parameter(torch.zeros(1))
     constructor(torch.optim.SGD([weight], lr=1.0), 100)  # a wrong knob is found now
     return constructor

@@ -7,12 +7,11 @@ the nearest names.
 
 from __future__ import annotations
 
-import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -20,12 +19,12 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from mmrun.errors import UserError, nearest
-from mmrun.options import ENCODER, conf_dir, groups, options
+from mmrun.options import ENCODER, checked_dirs, conf_dir, groups, options
 from mmrun.sources import (
     Preferred,
     number_groups,
@@ -44,6 +43,17 @@ from mmrun.spec import (
 )
 
 PREFERENCES = ("encoders", "objective")  # keys of a dataset's YAML that say what it prefers
+PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
+# What Hydra answers, and what it takes after it: nothing, one of some words, or anything.
+ANYTHING = ("ANYTHING",)
+HYDRA_FLAGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(
+        ("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    ),
+    **dict.fromkeys(("--package", "-p"), ANYTHING),
+    **dict.fromkeys(("--hydra-help", "--resolve"), ()),
+}
 SWEEP_WORDS = ("seeds", "rerun", "sweep")
 
 
@@ -57,7 +67,7 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
     Raises:
         UserError: for anything in the overrides that does not name a point.
     """
-    dirs = _checked_dirs(config_dirs)
+    dirs = checked_dirs(config_dirs)
     parsed = _parse(overrides)
     for override in parsed:
         if override.is_sweep_override():
@@ -67,18 +77,19 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
                 remedy="Give one value: this command trains a single point.",
             )
     chosen, values = _split(parsed, dirs)
-    config, choices = _compose_groups(tuple(chosen), tuple(_dataset_values(values)), dirs)
-    config = _apply_values(config, values)
+    config, choices = _compose_groups(tuple(chosen), tuple(_preferring(values)), dirs)
+    config = _apply_values(config, values, dirs)
     resolved = _resolve(config)
     _finish_dataset(resolved, choices)
     if "clip" in choices:
         choices["clip"] = _canonical_number("clip", choices["clip"], resolved["clip"])
-    name = resolved.get("name") or _name(parsed, choices)
+    resolved["outputs"] = _text(resolved, "outputs")
+    name = _text(resolved, "name") if resolved["name"] else _name(parsed, choices)
     return Point(
         config=resolved,
         choices=dict(sorted(choices.items())),
         overrides=tuple(overrides),
-        name=str(name),
+        name=name,
         config_dirs=dirs,
     )
 
@@ -112,21 +123,34 @@ def resumable(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
-    """Let Hydra itself answer ``--cfg``, ``--info`` and ``--hydra-help``, with the overrides rewritten for it."""
+    """Let Hydra itself answer what ``HYDRA_FLAGS`` ask, with the overrides rewritten for it.
+
+    Raises:
+        UserError: a flag or a value that Hydra does not know, or a wrong override.
+    """
     from hydra import main
 
-    dirs = _checked_dirs(config_dirs)
+    dirs = checked_dirs(config_dirs)
     flags: list[str] = []
     words: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in ("--cfg", "-c", "--package", "-p", "--info", "-i") and "=" not in argument:
-            value = next(rest, None)
-            flags += [argument] if value is None else [argument, value]
-        elif argument.startswith("-"):
-            flags.append(argument)
-        else:
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
             words.append(argument)
+            continue
+        flag, equals, value = argument.partition("=")
+        if flag not in HYDRA_FLAGS:
+            raise UserError(
+                "train has no such flag", given=argument, remedy=nearest(flag, HYDRA_FLAGS)
+            )
+        known = HYDRA_FLAGS[flag]
+        if known and not equals:
+            value = rest.pop(0) if rest else ""
+        if known and known != ANYTHING and value not in known:
+            remedy = nearest(value, known)
+            raise UserError(f"{flag} cannot show this", given=value or "nothing", remedy=remedy)
+        flags += [flag, value] if known else [argument]
     rewritten = full_overrides(words, dirs)
     sys.argv = ["mmrun train", *flags, *rewritten]
     main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
@@ -137,41 +161,39 @@ def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
 
     Leaves ``preferred`` set for the dataset that they choose.
     """
-    dirs = _checked_dirs(config_dirs)
+    dirs = checked_dirs(config_dirs)
     chosen, values = _split(_parse(overrides), dirs)
-    base, _ = _compose_groups(tuple(chosen), tuple(_dataset_values(values)), dirs)
-    preferred.set(_preferences(tuple(chosen), tuple(_dataset_values(values)), dirs))
-    return [*_searchpath(dirs), *chosen, *(_opened(value, base) for value in values)]
+    preferred.set(_preferences(tuple(chosen), tuple(_preferring(values)), dirs))
+    opened: list[str] = []
+    if values:
+        base, _ = _compose_groups(tuple(chosen), tuple(_preferring(values)), dirs)
+        opened = [_opened(value, base, dirs) for value in values]
+    return [*_searchpath(dirs), *chosen, *opened]
 
 
 def _nothing(_config: DictConfig) -> None:
     """Composing was all that was asked for."""
 
 
-def _checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
-    for folder in config_dirs:
-        if not Path(folder).is_dir():
-            raise UserError(
-                "--config-dir is no folder",
-                given=folder,
-                remedy="Give a folder with groups in it, e.g. DIR/fusion/mine.yaml.",
-            )
-    return tuple(str(Path(folder).resolve()) for folder in config_dirs)
-
-
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed: list[Override] = []
+    seen: dict[str, str] = {}
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except (OverrideParseException, HydraException) as error:
-            raise UserError(
-                "this is no override",
-                given=text,
-                remedy="Write KEY=VALUE, e.g. fusion=attention or optimizer.lr=0.01.",
-            ) from error
+            if override.value_type is not None:
+                override.value()  # some values fail only here
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise _no_override(text) from error
         key = override.key_or_group
+        if not all(key.replace("/", ".").split(".")):
+            raise _no_override(text)
+        if key in seen:
+            raise UserError(
+                f"{key} is given twice", given=f"{seen[key]} {text}", remedy="Keep one of them."
+            )
+        seen[key] = text
         if key in SWEEP_WORDS:
             raise UserError(
                 f"{key}= belongs to a sweep",
@@ -186,6 +208,13 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             )
         parsed.append(override)
     return parsed
+
+
+def _no_override(text: str) -> UserError:
+    remedy = "Write KEY=VALUE, e.g. fusion=attention or optimizer.lr=0.01"
+    if any(each in text for each in " ,:{}[]()'\"$"):
+        remedy += "; a value with special characters is quoted twice: 'name=\"a, b\"'"
+    return UserError("this is no override", given=text or "nothing", remedy=f"{remedy}.")
 
 
 def _split(parsed: Sequence[Override], dirs: tuple[str, ...]) -> tuple[list[str], list[Override]]:
@@ -239,8 +268,9 @@ def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
     raise UserError(f"there is no {group} called {option or 'nothing'}", given=given, remedy=remedy)
 
 
-def _dataset_values(values: Sequence[Override]) -> list[str]:
-    return [v.input_line for v in values if v.key_or_group.startswith("dataset.")]
+def _preferring(values: Sequence[Override]) -> list[str]:
+    """The overrides of values that the defaults of other groups follow from."""
+    return [v.input_line for v in values if v.key_or_group.startswith(PREFERRING)]
 
 
 def _searchpath(dirs: tuple[str, ...]) -> list[str]:
@@ -251,11 +281,11 @@ def _searchpath(dirs: tuple[str, ...]) -> list[str]:
     return [f"hydra.searchpath=['mmrun://',{listed}]"]
 
 
-def _run_hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConfig, dict[str, str]]:
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mmrun"):
-            composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            composed = hydra_compose(name, overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             "this config cannot be composed", given=" ".join(overrides), remedy=_sentence(error)
@@ -272,23 +302,27 @@ def _run_hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
 @lru_cache(maxsize=256)
 def _preferences(
-    chosen: tuple[str, ...], dataset_values: tuple[str, ...], dirs: tuple[str, ...]
+    chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
 ) -> Preferred:
     """What the chosen dataset prefers, found by composing it alone."""
     mentioned = {c.split("=", 1)[0] for c in chosen if c.startswith(f"{ENCODER}/")}
     mentioned |= _experiment_encoders(chosen, dirs)
-    lone = [c for c in chosen if c.split("=", 1)[0] in ("dataset", "experiment")]
+    lone = dict(c.split("=", 1) for c in chosen if c.split("=", 1)[0] in ("dataset", "experiment"))
     token = preferred.set(
         Preferred({"objective": "classification", **dict.fromkeys(sorted(mentioned))}, dirs)
     )
     try:
-        config, _ = _run_hydra([*_searchpath(dirs), *lone])
+        if "experiment" in lone:  # it may choose the dataset
+            words = [f"{group}={option}" for group, option in lone.items()]
+            config, _ = _run_hydra([*_searchpath(dirs), *words])
+        else:
+            config = _lone_dataset(lone.get("dataset") or _default_option("dataset"), dirs)
     finally:
         preferred.reset(token)
     if not isinstance(config.get("dataset"), DictConfig):
-        raise UserError("a dataset is a mapping with modalities", given=" ".join(lone))
-    if dataset_values:
-        config = _apply_values(config, _parse(dataset_values))
+        raise UserError("a dataset is a mapping with modalities", given=lone)
+    if preferring:
+        config = _apply_values(config, _parse(preferring), dirs)
     dataset = OmegaConf.to_container(config.dataset, resolve=False)
     assert isinstance(dataset, dict)
     modalities = _kinds(dataset.get("modalities") or {})
@@ -314,6 +348,22 @@ def _preferences(
             )
         choices[f"{ENCODER}/{name}"] = None if option is None else str(option)
     return Preferred(choices, dirs)
+
+
+def _lone_dataset(option: str, dirs: tuple[str, ...]) -> DictConfig:
+    """A dataset's config under its own key; a file without a defaults list needs no composing (40 ms)."""
+    loaded = OmegaConf.load(options("dataset", dirs)[option])
+    if "defaults" in loaded:
+        return _run_hydra(_searchpath(dirs), f"dataset/{option}")[0]
+    return OmegaConf.create({"dataset": loaded})
+
+
+def _default_option(group: str) -> str:
+    """The option of a group that conf/config.yaml names."""
+    for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults:
+        if isinstance(entry, DictConfig) and group in entry:
+            return str(entry[group])
+    raise KeyError(group)
 
 
 def _experiment_encoders(chosen: Sequence[str], dirs: tuple[str, ...]) -> set[str]:
@@ -367,9 +417,9 @@ def _kinds(modalities: Any) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _composed_groups(
-    chosen: tuple[str, ...], dataset_values: tuple[str, ...], dirs: tuple[str, ...]
+    chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str]]:
-    token = preferred.set(_preferences(chosen, dataset_values, dirs))
+    token = preferred.set(_preferences(chosen, preferring, dirs))
     try:
         return _run_hydra([*_searchpath(dirs), *chosen])
     finally:
@@ -377,32 +427,41 @@ def _composed_groups(
 
 
 def _compose_groups(
-    chosen: tuple[str, ...], dataset_values: tuple[str, ...], dirs: tuple[str, ...]
+    chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str]]:
     """The config of a combination of choices, composed once; a copy that the caller may change."""
-    config, choices = _composed_groups(chosen, dataset_values, dirs)
+    config, choices = _composed_groups(chosen, preferring, dirs)
     return deepcopy(config), dict(choices)
 
 
-def _apply_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
+def _apply_values(
+    config: DictConfig, values: Sequence[Override], dirs: tuple[str, ...]
+) -> DictConfig:
     """Value overrides on a composed config, by Hydra's own code, after a check of their keys."""
     OmegaConf.set_struct(config, True)
     for override in values:
         key = override.key_or_group
         try:
-            rewritten = OverridesParser.create().parse_overrides([_opened(override, config)])
-            before = OmegaConf.select(config, key, throw_on_missing=False)
+            opened = _opened(override, config, dirs)
+            before = _value(config, key)
+            rewritten = OverridesParser.create().parse_overrides([opened])
             ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
-            after = OmegaConf.select(config, key, throw_on_missing=False)
+            after = _value(config, key)
             if isinstance(before, float) and type(after) is int and not _share_or_count(key):
                 OmegaConf.update(config, key, float(after))  # 1 and 1.0 are one setting, one id
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(
-                f"{override.key_or_group} cannot be set so",
-                given=override.input_line,
-                remedy=_sentence(error),
+                f"{key} cannot be set so", given=override.input_line, remedy=_sentence(error)
             ) from error
     return config
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """What is under a key; None for an interpolation that leads nowhere, which ``_resolve`` refuses."""
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=False)
+    except InterpolationResolutionError:
+        return None
 
 
 def _share_or_count(key: str) -> bool:
@@ -410,38 +469,124 @@ def _share_or_count(key: str) -> bool:
     return key.startswith(("trainer.limit_", "trainer.val_check_interval"))
 
 
-def _opened(override: Override, config: DictConfig) -> str:
-    """The override's text, with ``++`` where it adds to an empty (so open) mapping; unknown keys are refused."""
-    text = override.input_line
-    if override.is_add() or override.is_force_add():
+def _opened(override: Override, config: DictConfig, dirs: tuple[str, ...]) -> str:
+    """The override's text, with ``++`` where it adds to a mapping that is there to be filled.
+
+    Raises:
+        UserError: a key that the config does not have, or one that cannot be deleted.
+    """
+    text, key = override.input_line, override.key_or_group
+    path = key.split(".")
+    if override.is_delete():
+        parent = OmegaConf.select(config, key.rpartition(".")[0]) if len(path) > 2 else None
+        if not isinstance(parent, DictConfig) or "_target_" in parent:
+            raise UserError(
+                f"{key} cannot be taken away", given=text, remedy=f"Give it a value: {key}=VALUE."
+            )
         return text
-    key = override.key_or_group
+    if override.is_add() or override.is_force_add():
+        _lookup(path[:1], config, text, dirs)
+        return text
+    value = override.value()
+    opens = _opens(path, value, config, text, dirs)
+    return f"++{text}" if opens or isinstance(value, dict) else text
+
+
+def _opens(
+    path: list[str], value: Any, config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> bool:
+    """Whether a value goes into an empty mapping: the one kind that takes any key."""
+    node, rest = _lookup(path, config, text, dirs)
+    if not isinstance(node, DictConfig) or len(node) == 0:
+        return isinstance(node, DictConfig)
+    assert not rest
+    key = ".".join(path)
+    if not isinstance(value, dict):
+        remedy = f"Set one of its keys: {', '.join(f'{key}.{each}' for each in _names(node))}."
+        if path[0] in groups(dirs):
+            remedy = f"Choose an option with {'/'.join(path)}=OPTION, or s{remedy[1:]}"
+        raise UserError(f"{key} is a mapping, not a value", given=text, remedy=remedy)
+    for part, inner in value.items():
+        _opens([*path, str(part)], inner, config, text, dirs)
+    return False
+
+
+def _lookup(
+    path: list[str], config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> tuple[Any, list[str]]:
+    """(the node at a path, what is left of the path): some is left only inside an empty mapping."""
     node: Any = config
-    path: list[str] = []
-    for part in key.split("."):
+    for k, part in enumerate(path):
         if not isinstance(node, DictConfig):
+            key = ".".join(path[:k])
             raise UserError(
-                f"{'.'.join(path)} is a value, not a mapping", given=text, remedy="Set it whole."
+                f"{key} is a value, not a mapping", given=text, remedy=f"Write {key}=VALUE."
             )
-        if len(node) == 0 and path:
-            return f"++{text}"
+        if len(node) == 0:
+            return node, path[k:]
         if part not in node:
-            inside = ".".join(path)
-            remedy = nearest(part, [str(k) for k in node])
-            raise UserError(
-                f"{inside or 'the config'} has no key {part}", given=text, remedy=remedy
-            )
+            raise _unknown_key(path[: k + 1], node, config, text, dirs)
         node = node._get_node(part)
-        path.append(part)
-    opens = isinstance(node, DictConfig) and len(node) == 0 and not override.is_delete()
-    return f"++{text}" if opens else text
+    return node, []
+
+
+def _unknown_key(
+    path: list[str], node: DictConfig, config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> UserError:
+    """The error for a key that is not there: where it is, else what there is."""
+    *inside, part = path
+    if not inside:
+        elsewhere = [key for key in _dotted_keys(config) if key.endswith(f".{part}")]
+        remedy = f"Did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
+        problem = f"the config has no key {part}"
+    else:
+        having = _options_with(inside, part, dirs)
+        remedy = f"It is a key of {' and '.join(having)}." if having else ""
+        problem = f"{'.'.join(inside)} has no key {part}"
+    return UserError(problem, given=text, remedy=remedy or nearest(part, _names(node)))
+
+
+def _options_with(inside: list[str], part: str, dirs: tuple[str, ...]) -> list[str]:
+    """Options of the group that ``inside`` is the config of which have a key of this name."""
+    group = inside[0]
+    if len(inside) != (2 if group == ENCODER else 1):
+        return []
+    key = re.compile(rf"^{re.escape(part)}:", re.MULTILINE)
+    found = options(group, dirs).items()
+    return [
+        f"{'/'.join(inside)}={option}"
+        for option, path in found
+        if key.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in _names(config):
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig):
+            yield from _dotted_keys(node, f"{prefix}{name}.")
+
+
+def _names(node: DictConfig) -> list[str]:
+    """The keys that a user may set: without Hydra's own."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def _text(config: dict[str, Any], key: str) -> str:
+    """A setting that is text; a number that was meant as text becomes it."""
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value):
+        raise UserError(f"{key} is text", given=repr(value), remedy=f"Write {key}=NAME.")
+    return str(value)
 
 
 def _resolve(config: DictConfig) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError("the config has an open end", remedy=_sentence(error)) from error
+        key = error.full_key or "the config"
+        raise UserError(f"{key} cannot be resolved", remedy=_sentence(error)) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
@@ -498,7 +643,9 @@ def _outside_id(key: str) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
-    """The first lines of Hydra's own message, which name the key, on one line."""
+    """The first lines of Hydra's own message, without what is inside of OmegaConf, on one line."""
     cause = error.__cause__ if error.__cause__ is not None else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or os.strerror(0)
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    text = " ".join(kept[:3]) or type(cause).__name__
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 300  # characters of what was given that are quoted back
+
 
 class UserError(Exception):
     """A mistake in the user's input; the command line prints it without a traceback and exits 2.
@@ -24,10 +26,19 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = self.problem
         if self.given:
-            text += f" (given: {self.given})"
+            shown = self.given[:LONGEST] + ("..." if len(self.given) > LONGEST else "")
+            text += f" (given: {shown})"
         if self.remedy:
             text += f". {self.remedy}"
-        return text
+        return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what a terminal would act upon or could not show."""
+    line = " ".join(part for part in text.split("\n") if part)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+    )
 
 
 def nearest(name: str, options: Iterable[str], *, limit: int = 12) -> str:

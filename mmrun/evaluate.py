@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmrun.batch import Batch
 from mmrun.build import Built, build
 from mmrun.checkpoint import load_weights
-from mmrun.errors import UserError
+from mmrun.errors import UserError, nearest
 from mmrun.runs import reader
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import write_whole
@@ -25,7 +25,12 @@ from mmrun.spec import ModalitySpec
 from mmrun.trainer import limited
 
 # Settings under which a finished run may be scored anew; anything else would be another run.
-TEST_CONDITIONS = ("missing.test_rate", "trainer.limit_test_batches", "dataset.root", "dataset.path")
+TEST_CONDITIONS = (
+    "missing.test_rate",
+    "trainer.limit_test_batches",
+    "dataset.root",
+    "dataset.path",
+)
 
 
 def restore(
@@ -71,7 +76,7 @@ def evaluate(
             raise UserError(
                 "this is no test condition of a finished run",
                 given=key,
-                remedy=f"What can differ: {', '.join(TEST_CONDITIONS)}.",
+                remedy=nearest(key, TEST_CONDITIONS),
             )
     built = restore(directory, changes=changes, trust=trust)
     batches = built.loader("test", device=built.module.device)
@@ -82,26 +87,45 @@ def evaluate(
     name = re.sub(r"[^\w=.,-]", "_", condition)[:120]
     path = Paths(directory).evaluations / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    record = {"condition": dict(changes), "test": scores, "samples": built.dataset.spec.sizes["test"]}
+    record = {
+        "condition": dict(changes),
+        "test": scores,
+        "samples": built.dataset.spec.sizes["test"],
+    }
     write_whole(path, json.dumps(record, indent=1) + "\n")
     return path, scores
 
 
+class Predicted(NamedTuple):
+    """What ``predict`` did: samples written, and the modalities that had no file."""
+
+    samples: int
+    absent: tuple[str, ...]
+
+
 def predict(
     directory: Path, source: Path, output: Path, *, trust: Collection[str] = ()
-) -> int:
-    """Predict samples given as ``source/<modality>.npy``; writes a .csv or .npz file, returns how many.
+) -> Predicted:
+    """Predict samples given as ``source/<modality>.npy``, in the form of the dataset's own; writes a .csv or .npz file.
 
-    A modality without a file is missing from every sample. A .csv has one row per sample: its number, the predicted class or value, and the scores;
-    a .npz has ``scores`` [N, ...].
+    A modality without a file is missing from every sample. A .csv has one row per sample: its
+    number, the predicted class, and the scores; a .npz has ``scores`` [N, ...].
 
     Raises:
         UserError: nothing to read, shapes that the model does not take, or an unknown kind of file.
     """
     if output.suffix not in (".csv", ".npz"):
-        raise UserError("predictions go to .csv or .npz", given=output)
+        raise UserError(
+            "predictions go to a .csv or .npz file", given=output, remedy="E.g. --output out.csv."
+        )
     if not output.parent.is_dir():
-        raise UserError("there is no such folder", given=output.parent)
+        raise UserError("--output is in no folder that exists", given=output)
+    if not source.is_dir():
+        raise UserError(
+            "--input is no folder",
+            given=source,
+            remedy="Give a folder with one MODALITY.npy per modality.",
+        )
     built = restore(directory, trust=trust)
     module = built.module
     arrays = _read_inputs(source, built)
@@ -114,19 +138,24 @@ def predict(
             scores.append(module.objective.scores(prediction).cpu())
     table = torch.cat(scores).numpy()
     temporary = output.with_name(f".{output.name}")
-    if output.suffix == ".npz":
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, scores=table)
-    else:
-        _write_csv(temporary, table, built)
-    temporary.replace(output)
-    return n
+    try:
+        if output.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, scores=table)
+        else:
+            _write_csv(temporary, table, built)
+        temporary.replace(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"--output cannot be written: {error.strerror or error}", given=output
+        ) from error
+    absent = tuple(name for name in built.dataset.spec.modalities if name not in arrays)
+    return Predicted(n, absent)
 
 
 def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
     modalities = built.dataset.spec.modalities
-    if not source.is_dir():
-        raise UserError("there is no such folder", given=source)
     arrays: dict[str, np.ndarray] = {}
     for name, spec in modalities.items():
         path = source / f"{name}.npy"
@@ -142,9 +171,17 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
         if array.ndim < 1 or len(array) == 0 or array.size != len(array) * wanted:
             raise UserError(
                 f"{name} has the wrong shape",
-                given=f"{path}: {array.shape}",
+                given=f"{path}: {list(array.shape)}",
                 remedy=f"The model takes [N, {', '.join(map(str, spec.shape))}].",
             )
+        if spec.kind == "text" and not (array.min() >= 0 and array.max() < spec.vocabulary):
+            raise UserError(
+                f"{name} has ids that the model does not know",
+                given=f"{path}: {array.min()} to {array.max()}",
+                remedy=f"Ids are 0 (padding) to {spec.vocabulary - 1}.",
+            )
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} has values that are not finite", given=path)
         arrays[name] = array.reshape(len(array), *spec.shape)
     if not arrays:
         raise UserError(
@@ -171,9 +208,7 @@ def _batch(built: Built, arrays: Mapping[str, np.ndarray], rows: slice) -> Batch
         inputs[name] = values if spec.kind == "text" else values.to(built.module.dtype_of_weights)
         if spec.padded:
             mask[name] = values != 0 if spec.kind == "text" else values.flatten(2).ne(0).any(2)
-    present = {
-        name: torch.full((n,), name in arrays) for name in dataset.spec.modalities
-    }
+    present = {name: torch.full((n,), name in arrays) for name in dataset.spec.modalities}
     return Batch(inputs, present, mask, torch.zeros(n, 0), torch.arange(rows.start, rows.stop))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -14,8 +15,13 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a mistake of the user's, 1 for a failure, 130 and 143 for signals."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without some letter is no failure
     try:
         return command()
+    except SystemExit as error:  # of argparse, which has said why
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except UserError as error:
         _tell(f"mmrun: {error}")
         return WRONG_INPUT
@@ -28,8 +34,8 @@ def guarded(command: Callable[[], int]) -> int:
         return FAILED
     except Exception as error:
         first = str(error).strip().split("\n", 1)[0]
-        _tell(f"mmrun: {type(error).__name__}: {first}")
-        _hint_at_traceback()
+        _tell(": ".join(word for word in ("mmrun", type(error).__name__, first) if word))
+        _hint_at_traceback(error)
         return FAILED
     except BaseException as error:
         signum = getattr(error, "signum", None)
@@ -45,6 +51,8 @@ def _tell(line: str) -> None:
         sys.stderr.write(traceback.format_exc())
 
 
-def _hint_at_traceback() -> None:
+def _hint_at_traceback(error: Exception) -> None:
     if os.environ.get("MMRUN_TRACEBACK") != "1":
-        sys.stderr.write("The traceback is in the run's train.log; MMRUN_TRACEBACK=1 prints it.\n")
+        for note in getattr(error, "__notes__", ()):
+            sys.stderr.write(f"{note}\n")
+        sys.stderr.write("MMRUN_TRACEBACK=1 prints the traceback.\n")

@@ -21,6 +21,21 @@ def conf_dir() -> Path:
     )
 
 
+def checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
+    """The user's own config folders, absolute.
+
+    Raises:
+        UserError: one that is not there, or has no group in it.
+    """
+    remedy = "Give a folder with groups in it, e.g. DIR/fusion/mine.yaml."
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise UserError("--config-dir is no folder", given=folder, remedy=remedy)
+        if not any(Path(folder).glob("*/*.yaml")):
+            raise UserError("--config-dir has no options in it", given=folder, remedy=remedy)
+    return tuple(str(Path(folder).resolve()) for folder in config_dirs)
+
+
 def groups(config_dirs: Sequence[str] = ()) -> list[str]:
     """Names of all groups."""
     found = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mmrun.errors import UserError, nearest
@@ -27,7 +27,9 @@ def check(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> 
             if open_ended:
                 continue
             raise UserError(
-                f"{where} takes no {name}", given=f"{where}.{name}", remedy=nearest(name, parameters)
+                f"{where} takes no {name}",
+                given=f"{where}.{name}",
+                remedy=nearest(name, parameters),
             )
         annotation = hints.get(name, Any)
         if not fits(value, annotation):
@@ -66,14 +68,18 @@ def fits(value: Any, annotation: Any) -> bool:
     container = origin if origin is not None else annotation
     if not isinstance(container, type):
         return True
-    if issubclass(container, Mapping):
+    if _is_plain(container) and issubclass(container, Mapping):
         inner = arguments[1] if len(arguments) == 2 else Any
         return isinstance(value, dict) and all(fits(each, inner) for each in value.values())
-    if issubclass(container, Sequence | Collection):
+    if _is_plain(container) and issubclass(container, Collection):
         inner = arguments[0] if arguments else Any
         return isinstance(value, list | tuple) and all(fits(each, inner) for each in value)
-    # A class of the library's own (torch.Tensor in an optimizer's union): no config value is one.
     return isinstance(value, container)
+
+
+def _is_plain(container: type) -> bool:
+    """Whether a config can hold one; not so for a library's own collection, such as torch.Tensor."""
+    return container.__module__ in ("builtins", "collections.abc", "typing")
 
 
 def describe(annotation: Any) -> str:
@@ -90,9 +96,11 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     container = origin if origin is not None else annotation
-    if isinstance(container, type) and issubclass(container, Mapping):
+    if not isinstance(container, type) or not _is_plain(container):
+        return ""
+    if issubclass(container, Mapping):
         return "a mapping"
-    if isinstance(container, type) and issubclass(container, Sequence | Collection):
+    if issubclass(container, Collection):
         inner = describe(arguments[0]) if arguments else ""
         return f"a list of {inner.removeprefix('a ').removeprefix('an ')}s" if inner else "a list"
     return ""

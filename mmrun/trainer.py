@@ -34,6 +34,7 @@ class TrainerOptions:
     max_time: str | None
     accumulate_grad_batches: int
     val_check_interval: int | float
+    check_val_every_n_epoch: int
     limit_train_batches: int | float
     limit_val_batches: int | float
     limit_test_batches: int | float
@@ -53,6 +54,7 @@ class TrainerOptions:
             "accumulate_grad_batches",
             "log_every_n_steps",
             "checkpoint_every",
+            "check_val_every_n_epoch",
         )
         for name in at_least_one:
             if getattr(self, name) < 1:
@@ -132,6 +134,7 @@ def make_trainer(
         max_time=options.max_time,
         accumulate_grad_batches=options.accumulate_grad_batches,
         val_check_interval=options.val_check_interval,
+        check_val_every_n_epoch=options.check_val_every_n_epoch,
         limit_train_batches=options.limit_train_batches,
         limit_val_batches=options.limit_val_batches,
         log_every_n_steps=options.log_every_n_steps,

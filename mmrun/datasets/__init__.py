@@ -10,6 +10,9 @@ A ``Split`` has ``len()``, ``batch(index: Tensor) -> Batch`` (batched indexing: 
 ``to(device)`` and ``group`` (int64 [N]: samples that share a group, such as views of one digit or clips of one
 speaker, are not independent). Validation is never test, and no group is in two splits.
 
+``prepare(modality, values) -> values`` is what ``mmrun predict`` needs: samples as the user has them
+become what the encoder gets. A dataset that scales its files scales new samples alike.
+
 To add one: ``mmrun/datasets/x.py`` with a class ``X(Dataset)`` and ``conf/dataset/x.yaml``: a first
 comment line that says what it is, ``_target_``, ``batch_size``, ``use: all``, ``modalities``
 {name: kind, or a mapping with a ``kind``}, the preferences ``encoders`` {modality: option} and
@@ -55,6 +58,10 @@ class Dataset(ABC):
     @abstractmethod
     def split(self, name: SplitName) -> Split:
         """The samples of one split."""
+
+    def prepare(self, modality: str, values: Tensor) -> Tensor:
+        """Raw samples [N, *shape] of a modality as the encoder gets them: int64 ids of text, else float32."""
+        return values.long() if self.spec.modalities[modality].kind == "text" else values.float()
 
 
 class MemorySplit:

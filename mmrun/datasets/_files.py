@@ -32,7 +32,11 @@ class Folder:
         self.path = Path(root).expanduser()
         if not self.path.is_dir():
             problem = "is a file, not a folder" if self.path.exists() else "does not exist"
-            raise UserError(f"dataset.root {problem}", given=root)
+            raise UserError(
+                f"dataset.root {problem}",
+                given=self.path.absolute(),
+                remedy="Give the folder that holds a folder per modality.",
+            )
 
     def undeclared(self) -> UserError:
         """The error for empty ``modalities``: what there is, and what to type."""

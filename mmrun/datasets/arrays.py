@@ -89,7 +89,7 @@ class Arrays(Dataset):
             rows["train"], rows["val"] = torch.from_numpy(train), torch.from_numpy(val)
 
         self._splits: dict[str, ArraysSplit] = {}
-        scales = {
+        self._scales = {
             name: inputs[name].statistics(rows["train"].numpy(), enabled=normalise == "standard")
             for name in names
         }
@@ -97,7 +97,7 @@ class Arrays(Dataset):
             source = split if split in files else "train"
             self._splits[split] = ArraysSplit(
                 {name: inputs[name].tensor(source) for name in names},
-                scales,
+                self._scales,
                 torch.from_numpy(labels[source])[rows[split]],
                 rows[split],
                 torch.from_numpy(groups[source])[rows[split]],
@@ -127,6 +127,10 @@ class Arrays(Dataset):
     def split(self, name: SplitName) -> ArraysSplit:
         """The samples of one split."""
         return self._splits[name]
+
+    def prepare(self, modality: str, values: Tensor) -> Tensor:
+        """Raw samples [N, *shape] of a modality as the encoder gets them, scaled like the training samples."""
+        return _scaled(values, self._scales[modality])
 
 
 class ArraysSplit:
@@ -160,13 +164,9 @@ class ArraysSplit:
     def batch(self, index: Tensor) -> Batch:
         """The samples at ``index`` (int64 [B]), as one batch."""
         rows = self.rows[index]
-        inputs: dict[str, Tensor] = {}
-        for name, stored in self.inputs.items():
-            scale = self.scales[name]
-            if scale is None:
-                inputs[name] = stored[rows].long()
-            else:
-                inputs[name] = (stored[rows].float() - scale[0]) / scale[1]
+        inputs = {
+            name: _scaled(stored[rows], self.scales[name]) for name, stored in self.inputs.items()
+        }
         there = torch.ones(len(rows), dtype=torch.bool, device=self.target.device)
         return Batch(
             inputs,
@@ -189,6 +189,11 @@ class ArraysSplit:
             self.group,
             padded=self.padded,
         )
+
+
+def _scaled(stored: Tensor, scale: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Stored samples [B, ...] as the encoder gets them: ids where there is no scale, else (x - mean) / sd."""
+    return stored.long() if scale is None else (stored.float() - scale[0]) / scale[1]
 
 
 def _held_out(
