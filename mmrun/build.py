@@ -72,6 +72,7 @@ class Built:
             seed=self.data_seed,
             rank=rank,
             world=world,
+            device=device,
         )
 
 

@@ -152,6 +152,7 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
             raise UserError(f"{flag} cannot show this", given=value or "nothing", remedy=remedy)
         flags += [flag, value] if known else [argument]
     rewritten = full_overrides(words, dirs)
+    register()
     sys.argv = ["mmrun train", *flags, *rewritten]
     main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
 

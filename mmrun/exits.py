@@ -13,6 +13,11 @@ from mmrun.errors import UserError
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
+def program() -> str:
+    """What to type for mmrun here: scripts/mmrun says so where mmrun itself is not on the path."""
+    return os.environ.get("MMRUN_COMMAND") or "mmrun"
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a mistake of the user's, 1 for a failure, 130 and 143 for signals."""
     for stream in (sys.stdout, sys.stderr):
@@ -32,6 +37,11 @@ def guarded(command: Callable[[], int]) -> int:
         # The reader of our output is gone (``mmrun ... | head``); nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except ModuleNotFoundError as error:
+        _tell(f"mmrun: {error}")
+        _hint_at_traceback(error)
+        sys.stderr.write(f"{program()} doctor says what is installed.\n")
+        return FAILED
     except Exception as error:
         first = str(error).strip().split("\n", 1)[0]
         _tell(": ".join(word for word in ("mmrun", type(error).__name__, first) if word))
@@ -42,6 +52,7 @@ def guarded(command: Callable[[], int]) -> int:
         if signum is None:
             raise
         _tell(f"mmrun: {'interrupted' if signum == 2 else 'terminated'}")
+        _say_notes(error)
         return 128 + signum
 
 
@@ -52,7 +63,11 @@ def _tell(line: str) -> None:
 
 
 def _hint_at_traceback(error: Exception) -> None:
+    _say_notes(error)
     if os.environ.get("MMRUN_TRACEBACK") != "1":
-        for note in getattr(error, "__notes__", ()):
-            sys.stderr.write(f"{note}\n")
         sys.stderr.write("MMRUN_TRACEBACK=1 prints the traceback.\n")
+
+
+def _say_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        sys.stderr.write(f"{note}\n")

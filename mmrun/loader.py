@@ -31,6 +31,7 @@ class Loader:
         seed: decides the orders, along with the epoch.
         rank: which of the ranks this is.
         world: number of ranks.
+        device: where the split's tensors are; the order goes there once per epoch, not once per batch.
 
     Raises:
         UserError: no sample, a batch size below 1, or fewer samples per training batch than ranks.
@@ -47,6 +48,7 @@ class Loader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world} ranks")
@@ -71,6 +73,7 @@ class Loader:
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.device = device
         self._epoch = 0
         self._position = 0
         self._resume_at: int | None = None
@@ -90,7 +93,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         start = self._resume_at or 0
         self._resume_at, self._position = None, start
-        order = self.order()
+        order = self.order().to(self.device)
         for position in range(start, len(self)):
             # Counted before it is handed out: a checkpoint after the step must not repeat it.
             self._position = position + 1

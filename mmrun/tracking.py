@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -38,6 +39,17 @@ _unreachable: set[str] = set()
 _active: set[str] = set()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """conf/logger: what a user may say about W&B."""
+
+    mode: str
+    project: str | None = PROJECT
+    entity: str | None = None
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+
 def mode(option: str) -> tuple[Mode, str]:
     """(mode, one line to print or "") for the logger option; asks nobody and imports no wandb.
 
@@ -52,7 +64,7 @@ def mode(option: str) -> tuple[Mode, str]:
         UserError: ``wandb`` without a key, or an unknown option.
     """
     if option not in OPTIONS:
-        raise UserError("no such logger", given=f"logger={option}", remedy=nearest(option, OPTIONS))
+        raise UserError("there is no such logger", given=option, remedy=nearest(option, OPTIONS))
     if option in ("none", "offline"):
         return option, ""
     variable = os.environ.get("WANDB_MODE", "").strip().lower()

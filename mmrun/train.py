@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +35,7 @@ from mmrun.callbacks.recorder import LOSS, Recorder
 from mmrun.callbacks.stops import Stops
 from mmrun.checkpoint import load_weights, read_checkpoint
 from mmrun.errors import UserError, nearest
+from mmrun.exits import program
 from mmrun.module import MultimodalModule, Scores
 from mmrun.ranks import launch_ranks, rank_and_world
 from mmrun.runs.heartbeat import Heartbeat
@@ -40,6 +44,7 @@ from mmrun.runs.table import read_columns, read_series, truncate
 from mmrun.runs.verdict import Stability, clip_block, stability
 from mmrun.runs.writer import Run, create, freeze
 from mmrun.settings import changed
+from mmrun.signature import check
 from mmrun.spec import Point
 from mmrun.trainer import limited, make_trainer
 
@@ -81,6 +86,9 @@ def train(
     with _signals():
         built = build(config, trust)
         _check_target(built)
+        ranks = built.options.devices * built.options.num_nodes
+        built.loader("train", shuffle=True, world=ranks)  # too few samples for them is found now
+        check(tracking.Options, config["logger"], "logger")
         if resume and directory is not None:
             _check_checkpoint(built.module, Paths(directory))
         logger_mode, line = tracking.mode(config["logger"]["mode"])
@@ -89,6 +97,8 @@ def train(
             if directory is None
             else freeze(point, directory)
         )
+        if changes and rank_and_world() is None:
+            run.update(resumed=dict(changes))  # before ranks start: they read it from there
         if built.options.distributed and rank_and_world() is None:
             record = launch_ranks(run.directory, built.options.devices, resume=resume, trust=trust)
         else:
@@ -121,7 +131,7 @@ class _Training:
         self.first = self.rank == 0
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cuda", local) if self.options.on_gpu else torch.device("cpu")
-        self.console = Console()
+        self.console = _LastingConsole()
         self.logger_mode: tracking.Mode = logger_mode if self.first else "none"
         self.logger_line = line
         self.wandb: Any = None
@@ -145,11 +155,16 @@ class _Training:
             except Interrupted as signal_:
                 self._end("killed", stopped_by=STOPPED_BY_SIGNAL.get(signal_.signum, "signal"))
                 self._finish_tracking(128 + signal_.signum)
+                if self.first and self.paths.last.exists():
+                    again = shlex.quote(_relative(self.run.directory))
+                    signal_.add_note(f"continue it: {program()} resume {again}")
                 raise
             except BaseException as error:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
                 self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
                 self._finish_tracking(1)
+                if self.first:
+                    error.add_note(f"the run and its log: {_relative(self.paths.log)}")
                 raise
 
     # Chapters
@@ -160,20 +175,23 @@ class _Training:
         start = self._prepare_files()
         recorder, callbacks = self._callbacks()
         self.recorder = recorder
-        trainer = make_trainer(
-            self.options, callbacks=callbacks, loggers=self._loggers()
-        )
+        options = self.options
+        if not self.module.automatic_optimization:  # it accumulates itself; Lightning would refuse
+            options = replace(options, accumulate_grad_batches=1)
+        trainer = make_trainer(options, callbacks=callbacks, loggers=self._loggers())
         torch.manual_seed(_mixed(self.config["seed"], self.rank))
         fit_began = time.monotonic()
-        trainer.fit(
-            self.module,
-            self._loader("train", shuffle=True),
-            self._loader("val"),
-            ckpt_path=str(self.paths.last) if self.resume else None,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                self.module,
+                self._loader("train", shuffle=True),
+                self._loader("val"),
+                ckpt_path=str(self.paths.last) if self.resume else None,
+                weights_only=True,
+            )
+        finally:
+            recorder.close()  # at a bad ending too: what was logged is in the files
         fit_seconds = time.monotonic() - fit_began
-        recorder.close()
         if not self.first:
             return self.run.record
         self.module.to(self.device)
@@ -257,9 +275,7 @@ class _Training:
         if self.first and options.enable_progress_bar:
             if self.console.is_terminal:
                 total = self.module.total_steps
-                bar = ProgressBar(
-                    recorder, total=total, metric=goal.primary, console=self.console
-                )
+                bar = ProgressBar(recorder, total=total, metric=goal.primary, console=self.console)
                 shown.append(bar)
             else:
                 shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
@@ -390,6 +406,14 @@ class _Training:
             logging.getLogger("mmrun").info("%s", line)
 
 
+class _LastingConsole(Console):
+    """A console whose reader may go (``mmrun train | head``): the training goes on, unheard."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _OwnSignals(Callback):
     """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
 
@@ -489,4 +513,3 @@ def _log_file(path: Path) -> Iterator[None]:
 def main_exit_code(record: Mapping[str, Any]) -> int:
     """0 for a run that ended well, 1 for one that failed or diverged."""
     return 0 if record["status"] == "finished" else 1
-

@@ -21,8 +21,13 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 PACKAGE = ROOT / "mmrun"
 
-# Three modalities of vectors, 240 training samples: 4 batches of 64 an epoch.
-SMALL = ("dataset=synthetic", "dataset.samples=400", "logger=none")
+# Three modalities of vectors, 240 training samples: 4 batches of 64 an epoch; the plain cross-entropy.
+SMALL = (
+    "dataset=synthetic",
+    "dataset.samples=400",
+    "logger=none",
+    "objective.label_smoothing=0",
+)
 
 
 def fit(*overrides: str, **keywords: Any) -> dict[str, Any]:
@@ -48,10 +53,12 @@ def run_python(*words: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def start(*words: str, **environment: str) -> subprocess.Popen[bytes]:
-    """The command line, left running."""
+def start(
+    *words: str, python: Sequence[str] = ("-m", "mmrun"), **environment: str
+) -> subprocess.Popen[bytes]:
+    """The command line, left running; ``python`` may be a program that wraps it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mmrun", *words],
+        [sys.executable, *python, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=child_environment(**environment),

@@ -88,12 +88,13 @@ def norm_of(parameters: list[nn.Parameter]) -> float:
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
 @pytest.mark.parametrize("clip", list(LAWS))
 def test_fifty_steps_are_torch_s_own(clip: str, optimizer: str):
+    lr = 0.02 if clip == "none" else 0.5
     overrides = [
         *SMALL,
         f"clip={clip}",
         *(["clip.eps=1e-6"] if clip.startswith("norm") else []),
         f"optimizer={optimizer}",
-        "optimizer.lr=0.5",
+        f"optimizer.lr={lr}",
         "schedule=constant",
         "fusion=attention",
         "trainer.precision=64-true",
@@ -104,7 +105,7 @@ def test_fifty_steps_are_torch_s_own(clip: str, optimizer: str):
     ]
     record = fit(*overrides)
     assert (record["steps"], record["stopped_by"]) == (STEPS, "max_steps")
-    weights, rows = by_hand(overrides, LAWS[clip], {"sgd": 0.0, "momentum": 0.9}[optimizer], 0.5)
+    weights, rows = by_hand(overrides, LAWS[clip], {"sgd": 0.0, "momentum": 0.9}[optimizer], lr)
     checkpoint = saved(record["directory"])
     assert checkpoint["global_step"] == STEPS
     assert checkpoint["state_dict"].keys() == weights.keys()
@@ -117,7 +118,7 @@ def test_fifty_steps_are_torch_s_own(clip: str, optimizer: str):
     path = record["directory"] / "gradients.csv"
     assert column(path, "step").tolist() == list(range(1, STEPS + 1))
     for name in rows[0]:
-        assert column(path, name) == pytest.approx([row[name] for row in rows], rel=3e-9), name
+        assert column(path, name) == pytest.approx([row[name] for row in rows], rel=1e-8), name
     if clip == "none":
         assert set(column(path, "clip/coefficient")) == {1.0}
     else:
@@ -274,8 +275,8 @@ def check_predictions(directory: Path, record: dict[str, Any]) -> None:
 def test_best_and_last_are_two_checkpoints():
     """Learning that goes wrong late: test is better at best, and the files hold what they say."""
     record = fit(
-        *SMALL, "optimizer=sgd", "optimizer.lr=8", "schedule=constant", "trainer.max_epochs=6",
-        "trainer.checkpoint=both", "seed=2",
+        *SMALL, "optimizer=sgd", "optimizer.lr=5", "clip=2", "schedule=constant", "seed=2",
+        "trainer.max_epochs=6", "trainer.checkpoint=both",
     )  # fmt: skip
     directory = record["directory"]
     best = saved(directory, "best")
@@ -333,8 +334,7 @@ DIVERGING = (*SMALL, "optimizer=sgd", "optimizer.lr=1e6", "schedule=constant", "
 
 
 def test_diverged(capsys: pytest.CaptureFixture[str]):
-    words = ["dataset.modalities.a.scale=1e8", "model.feature_clip=.inf", "fusion=sum"]
-    assert cli.main(["train", *DIVERGING, *words]) == 1
+    assert cli.main(["train", *DIVERGING]) == 1
     assert "diverged" in capsys.readouterr().out
     record = check_format(the_run())
     assert (record["status"], record["stopped_by"]) == ("diverged", "diverged")
@@ -351,7 +351,7 @@ def test_diverged(capsys: pytest.CaptureFixture[str]):
 
 
 def test_collapsed_is_finished(capsys: pytest.CaptureFixture[str]):
-    words = [*SMALL, "optimizer=sgd", "optimizer.lr=0", "schedule=constant", "trainer.max_epochs=2"]
+    words = [*SMALL, "optimizer=sgd", "optimizer.lr=0", "schedule=constant", "trainer.max_epochs=5"]
     assert cli.main(["train", *words]) == 0
     assert "collapsed" in capsys.readouterr().out
     record = check_format(the_run())

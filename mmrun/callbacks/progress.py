@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmrun.callbacks.recorder import FRACTION, LOSS, Recorder
 
 REDRAW_S = 0.1
+FOR_BAR, FOR_TIME = 95, 75  # columns of a terminal below which these are left out for the values
 
 
 class ProgressBar(Callback):
@@ -30,12 +31,13 @@ class ProgressBar(Callback):
         self.metric = metric
         self.total = total
         self.drawn = 0.0
+        self.short = console.width < FOR_TIME
+        wide = [TextColumn("training"), BarColumn(bar_width=None)]
         self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
+            *(wide if console.width >= FOR_BAR else ()),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(),
+            *(() if self.short else [TimeRemainingColumn()]),
             console=console,
             transient=True,
             auto_refresh=False,
@@ -56,13 +58,13 @@ class ProgressBar(Callback):
         """Take it away."""
         self.bar.stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: Trainer, *_: Any) -> None:  # noqa: ARG002 (Lightning's signature)
         """Take it away also when training ends badly."""
         self.bar.stop()
 
     def _draw(self, trainer: Trainer) -> None:
         self.drawn = time.monotonic()
-        values = _values(self.recorder.latest, self.metric)
+        values = _values(self.recorder.latest, self.metric, short=self.short)
         self.bar.update(self.task, completed=trainer.global_step, values=values, refresh=True)
 
 
@@ -86,10 +88,10 @@ class ProgressLines(Callback):
         self.say(f"epoch {trainer.current_epoch + 1:3d}  step {trainer.global_step:6d}  {values}")
 
 
-def _values(latest: dict[str, float], metric: str) -> str:
+def _values(latest: dict[str, float], metric: str, *, short: bool = False) -> str:
     shown = {
         "loss": latest.get(LOSS),
-        "val loss": latest.get("val/loss"),
+        "val loss": None if short else latest.get("val/loss"),
         metric: latest.get(f"val/{metric}"),
     }
     words = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mmrun.exits import program
 from mmrun.runs import verdict
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
@@ -68,10 +69,14 @@ def show(directory: Path, *, width: int = WIDTH, color: bool = False) -> str:
 
 def command(record: Mapping[str, Any]) -> str:
     """The line that makes this run again, quoted for a shell."""
-    words = ["mmrun", "train"]
-    for folder in record["config_dirs"]:
-        words += ["--config-dir", str(folder)]
-    return shlex.join([*words, *(str(override) for override in record["overrides"])])
+    return shlex.join(
+        [
+            *shlex.split(program()),
+            "train",
+            *(word for folder in record["config_dirs"] for word in ("--config-dir", str(folder))),
+            *(str(override) for override in record["overrides"]),
+        ]
+    )
 
 
 def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,9 +209,9 @@ def _resume_hint(directory: Path, record: Mapping[str, Any]) -> str:
     if status not in _UNFINISHED:
         return ""
     if Paths(directory).last.is_file():
-        return f"continue it:    mmrun resume {shlex.quote(str(directory))}"
+        return f"continue it:    {program()} resume {shlex.quote(str(directory))}"
     if record["sweep"]:
-        return f"continue sweep: mmrun resume {shlex.quote(str(directory.parent))}"
+        return f"continue sweep: {program()} resume {shlex.quote(str(directory.parent))}"
     return "no checkpoints/last.ckpt: there is nothing to resume, make it again"
 
 

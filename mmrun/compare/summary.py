@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrun.compare.show import command
+from mmrun.exits import program
+
 
 def summary(record: Mapping[str, Any]) -> str:
     """The closing lines of a run.
@@ -54,21 +57,22 @@ def _next(record: Mapping[str, Any], directory: str) -> str:
     """One command that answers the question a person has now."""
     choices = record.get("choices") or {}
     if record.get("status") in ("killed", "failed"):
-        return f"mmrun resume {shlex.quote(directory)}"
+        return f"{program()} resume {shlex.quote(directory)}"
     if record.get("status") == "diverged" or record.get("stability") == "collapsed":
         if choices.get("clip") == "none":
             return _again(record, "clip=0.5") + "    # does clipping help?"
         return _again(record, "clip=none") + "    # is it the clipping?"
     if choices.get("clip") != "none":
         return _again(record, "clip=none") + "    # what would it be without clipping?"
-    return f"mmrun show {shlex.quote(directory)}"
+    return f"{program()} show {shlex.quote(directory)}"
 
 
 def _again(record: Mapping[str, Any], change: str) -> str:
     """The command of this run with another clip."""
-    kept = [str(o) for o in record.get("overrides", []) if not str(o).startswith(("clip=", "clip."))]
-    folders = [word for folder in record.get("config_dirs", []) for word in ("--config-dir", folder)]
-    return shlex.join(["mmrun", "train", *folders, *kept, change])
+    kept = [
+        str(o) for o in record.get("overrides", []) if not str(o).startswith(("clip=", "clip."))
+    ]
+    return command({"config_dirs": record.get("config_dirs", []), "overrides": [*kept, change]})
 
 
 def _short(value: Any) -> str:

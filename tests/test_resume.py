@@ -1,0 +1,368 @@
+"""Resume: after any interruption the same weights, optimizer, rows and scores, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from mmrun import cli, point
+from mmrun.balance import Balance
+from mmrun.callbacks.recorder import Recorder
+from mmrun.gradients import GradientPipeline
+from mmrun.module import MultimodalModule
+from mmrun.runs import reader
+from mmrun.train import Interrupted
+from tests.running import SMALL, fit, record_of, same, saved, start, table, the_run
+from tests.test_train import wait_for_rows
+
+pytestmark = pytest.mark.trains
+
+# 240 training samples: 15 batches an epoch.
+BASE = (
+    *SMALL,
+    "dataset.batch_size=16",
+    "clip=0.5",
+    "trainer.max_epochs=3",
+    "trainer.checkpoint=both",
+    "trainer.log_every_n_steps=7",
+)
+RANDOM = "missing.train_rate=0.3"  # each step draws numbers
+CONFIGS: dict[str, list[str]] = {
+    "plain": [],
+    "mid-epoch": [RANDOM, "trainer.val_check_interval=0.3", "optimizer=momentum"],
+    "between micro-batches": [
+        RANDOM,
+        "trainer.accumulate_grad_batches=2",
+        "trainer.val_check_interval=5",
+        "schedule=cosine",
+    ],
+    "rarely saved": [RANDOM, "trainer.val_check_interval=4", "trainer.checkpoint_every=3"],
+    "stopping": [
+        "trainer.max_epochs=30",
+        "trainer.patience=2",
+        "trainer.min_delta=0.3",
+        "trainer.tolerance=0.01",
+        "schedule=constant",
+    ],
+    "per loss": [RANDOM, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=5"],
+}
+
+
+class PerLoss(Balance):
+    """Manual optimization, its gradients kept apart until they are combined."""
+
+    per_loss = True
+
+    def losses(self, batch: Any, output: Any) -> dict[str, Tensor]:  # noqa: ARG002 - contract
+        return {"small": 0.1 * output.fused.square().mean()}
+
+
+@pytest.fixture(autouse=True)
+def balance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "per loss" in request.node.name:
+        monkeypatch.setattr("mmrun.build.balance", lambda node: PerLoss())  # noqa: ARG005
+
+
+def overrides(name: str) -> list[str]:
+    own = CONFIGS[name]
+    keys = {word.split("=")[0] for word in own}
+    return [*(word for word in BASE if word.split("=")[0] not in keys), *own]
+
+
+def facts(directory: Path) -> dict[str, Any]:
+    """Everything that an interruption must not change."""
+    checkpoint, record = saved(directory), record_of(directory)
+    recorder = {k: v for k, v in checkpoint["callbacks"]["Recorder"].items() if k != "elapsed"}
+    return {
+        "weights": checkpoint["state_dict"],
+        "best": saved(directory, "best")["state_dict"],
+        "optimizer": checkpoint["optimizer_states"],
+        "schedule": checkpoint["lr_schedulers"],
+        "loops": checkpoint["loops"],
+        "clip": checkpoint["clip"],
+        "rng": checkpoint["rng"],
+        "accumulated": checkpoint["accumulated"],
+        "recorder": recorder,
+        "stops": checkpoint["callbacks"]["Stops"],
+        "checkpoints": checkpoint["callbacks"]["Checkpoints"],
+        "gradients.csv": table(directory / "gradients.csv"),
+        "metrics.csv": table(directory / "metrics.csv"),
+        **{
+            key: record[key]
+            for key in (
+                "id status stopped_by stability metrics test test_last train_eval monitor clip steps epochs "
+                "steps_to_target config choices"
+            ).split()
+        },
+    }
+
+
+def check_same(directory: Path, reference: Path) -> None:
+    mine, theirs = facts(directory), facts(reference)
+    different = [key for key in theirs if not same(mine[key], theirs[key])]
+    assert different == []
+
+
+_references: dict[str, Path] = {}
+
+
+def reference(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of this config that nothing interrupted; trained once."""
+    if name not in _references:
+        folder = tmp_path_factory.mktemp("reference")
+        _references[name] = fit(*overrides(name), directory=folder / "run")["directory"]
+        assert record_of(_references[name])["status"] == "finished"
+    return _references[name]
+
+
+# Where a signal can strike: the call that it arrives in, before or after the call's own work.
+PLACES: dict[str, tuple[type, str, bool]] = {
+    "before a step": (MultimodalModule, "training_step", True),
+    "before the clip": (GradientPipeline, "apply", True),
+    "after a step": (Recorder, "on_train_batch_end", False),
+    "in validation": (MultimodalModule, "validation_step", False),
+    "before the rows are written": (Recorder, "on_validation_end", True),
+    "as the checkpoint is written": (Trainer, "save_checkpoint", True),
+    "before it gets its name": (Trainer, "save_checkpoint", False),
+}
+
+
+def strike(patch: pytest.MonkeyPatch, place: str, at: int, act: Callable[[], None]) -> None:
+    """Act at the ``at``-th call of a place."""
+    owner, name, before = PLACES[place]
+    original: Any = getattr(owner, name)
+    calls = 0
+
+    def struck(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if before and calls == at:
+            act()
+        result = original(self, *args, **kwargs)
+        if not before and calls == at:
+            act()
+        return result
+
+    patch.setattr(owner, name, struck)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(run: Callable[[], Any], place: str, at: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        strike(patch, place, at, interrupt)
+        with pytest.raises(Interrupted):
+            run()
+
+
+CASES = [
+    ("plain", "before a step", 18),
+    ("plain", "after a step", 30),
+    ("mid-epoch", "before a step", 22),
+    ("mid-epoch", "in validation", 17),
+    ("mid-epoch", "before the clip", 5),
+    ("mid-epoch", "as the checkpoint is written", 4),
+    ("mid-epoch", "before it gets its name", 5),
+    ("mid-epoch", "before the rows are written", 6),
+    ("between micro-batches", "before a step", 8),
+    ("between micro-batches", "before a step", 29),
+    ("between micro-batches", "before the clip", 12),
+    ("rarely saved", "after a step", 31),
+    ("stopping", "before a step", 40),
+    ("per loss", "before a step", 12),
+    ("per loss", "before a step", 33),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "at"), CASES)
+def test_an_interrupted_run_continues_as_if_nothing_had_been(
+    name: str, place: str, at: int, tmp_path_factory: pytest.TempPathFactory
+):
+    expected = reference(name, tmp_path_factory)
+    directory = Path("run").absolute()
+    interrupted(lambda: fit(*overrides(name), directory=directory), place, at)
+    assert record_of(directory)["stopped_by"] == "interrupt"
+    before = saved(directory)["global_step"]
+    assert before < record_of(expected)["steps"]
+    record = point.run(directory, resume=True)
+    assert record["status"] == "finished"
+    check_same(directory, expected)
+    assert not [path.name for path in (directory / "checkpoints").glob(".*")]
+
+
+def test_interrupted_twice_and_then_again(tmp_path_factory: pytest.TempPathFactory):
+    expected = reference("mid-epoch", tmp_path_factory)
+    directory = Path("run").absolute()
+    words = overrides("mid-epoch")
+    interrupted(lambda: fit(*words, directory=directory), "before a step", 6)
+    interrupted(lambda: point.run(directory, resume=True), "in validation", 3)
+    interrupted(lambda: point.run(directory, resume=True), "before a step", 16)
+    point.run(directory, resume=True)
+    check_same(directory, expected)
+
+
+def test_the_comparison_can_fail(tmp_path_factory: pytest.TempPathFactory):
+    """Random numbers that are not restored, or rows that are not cut, are seen."""
+    expected = reference("mid-epoch", tmp_path_factory)
+    directory = Path("run").absolute()
+    interrupted(lambda: fit(*overrides("mid-epoch"), directory=directory), "before a step", 22)
+    checkpoint = saved(directory)
+    checkpoint["rng"][0]["torch"] = torch.get_rng_state()
+    torch.save(checkpoint, directory / "checkpoints" / "last.ckpt")
+    point.run(directory, resume=True)
+    with pytest.raises(AssertionError, match="weights"):
+        check_same(directory, expected)
+
+
+SLOWLY = """
+import sys, time
+from mmrun.cli import main
+from mmrun.module import MultimodalModule
+step = MultimodalModule.training_step
+MultimodalModule.training_step = lambda *words: (time.sleep(0.02), step(*words))[1]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_kill_9_in_another_process(tmp_path_factory: pytest.TempPathFactory):
+    expected = reference("mid-epoch", tmp_path_factory)
+    child = start("train", *overrides("mid-epoch"), python=("-c", SLOWLY))
+    try:
+        wait_for_rows(Path("outputs"), 7, child)
+    finally:
+        child.kill()
+        child.wait()
+    directory = the_run()
+    assert reader.read(directory)["status"] == "killed"
+    assert cli.main(["resume", str(directory)]) == 0
+    check_same(directory, expected)
+
+
+# A longer training
+
+
+def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str]):
+    words = [word for word in BASE if "max_epochs" not in word]
+    words += ["schedule=constant", RANDOM, "optimizer=momentum", "optimizer.lr=0.01"]
+    short = fit(*words, "trainer.max_epochs=2", directory=Path("short"))
+    assert short["steps"] == 30
+    assert cli.main(["resume", "short", "trainer.max_epochs=4", "name=longer"]) == 0
+    assert "max_epochs after 60 steps" in capsys.readouterr().out
+    longer, straight = Path("short"), fit(*words, "trainer.max_epochs=4", directory=Path("straight"))
+    for name in ("gradients.csv", "metrics.csv"):
+        assert table(longer / name) == table(straight["directory"] / name)
+    assert same(saved(longer)["state_dict"], saved(straight["directory"])["state_dict"])
+    record = record_of(longer)
+    assert record["id"] == short["id"] != straight["id"]
+    assert record["config"]["trainer"]["max_epochs"] == 2
+    assert record["resumed"] == {"trainer.max_epochs": 4, "name": "longer"}
+    assert (record["steps"], record["epochs"], record["status"]) == (60, 4, "finished")
+    assert record["test"] == straight["test"]
+    # A later resume keeps to the change, and may change it again.
+    assert cli.main(["resume", "short"]) == 0
+    assert record_of(longer)["steps"] == 60
+    assert cli.main(["resume", "short", "trainer.max_epochs=5"]) == 0
+    assert (record_of(longer)["steps"], record_of(longer)["epochs"]) == (75, 5)
+    assert record_of(longer)["resumed"]["trainer.max_epochs"] == 5
+
+
+def test_a_schedule_follows_the_new_length():
+    words = [word for word in BASE if "max_epochs" not in word]
+    fit(*words, "trainer.max_epochs=2", "schedule=cosine", directory=Path("short"))
+    assert cli.main(["resume", "short", "trainer.max_epochs=4"]) == 0
+    rates = [float(row["train/lr"]) for row in table(Path("short/metrics.csv")) if row["train/lr"]]
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+    at_step = {
+        int(row["step"]): float(row["train/lr"]) for row in table(Path("short/metrics.csv"))
+    }
+    assert at_step[45] == pytest.approx(3e-3 * 0.5 * (1 + 2**-0.5 * -1), rel=1e-6)
+
+
+# What cannot be resumed
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(*BASE, directory=tmp_path_factory.mktemp("finished") / "run")["directory"]
+
+
+@pytest.fixture
+def run(finished: Path) -> Path:
+    shutil.copytree(finished, "run")
+    return Path("run")
+
+
+def refused(run: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which resuming is refused; nothing in the directory has changed then."""
+    before = {p: (p.read_bytes() if p.is_file() else None) for p in sorted(run.rglob("*"))}
+    assert cli.main(["resume", str(run), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert {p: (p.read_bytes() if p.is_file() else None) for p in sorted(run.rglob("*"))} == before
+    return err
+
+
+@pytest.mark.parametrize(
+    "change", ["optimizer.lr=1", "clip=0.1", "seed=3", "trainer.precision=64-true", "trainer.max_epoch=9"]
+)
+def test_a_change_that_makes_another_run(
+    change: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert change in refused(run, change, capsys=capsys)
+
+
+def test_no_last_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert "trainer.checkpoint=both" in refused(run, capsys=capsys)
+
+
+def test_a_checkpoint_of_another_model(run: Path, capsys: pytest.CaptureFixture[str]):
+    other = fit(*SMALL, "fusion=sum", "trainer=smoke", "trainer.checkpoint=both")
+    shutil.copy(other["directory"] / "checkpoints" / "last.ckpt", run / "checkpoints")
+    capsys.readouterr()
+    assert "another model" in refused(run, capsys=capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 torn"])
+def test_a_torn_checkpoint(content: bytes, run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "checkpoints" / "last.ckpt").write_bytes(content)
+    assert "no checkpoint" in refused(run, capsys=capsys)
+
+
+def test_a_checkpoint_that_runs_code(run: Path, capsys: pytest.CaptureFixture[str]):
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, ("evil",))
+
+    torch.save({"state_dict": Evil()}, run / "checkpoints" / "last.ckpt")
+    assert "no checkpoint" in refused(run, capsys=capsys)
+    assert not Path("evil").exists()
+
+
+def test_no_run(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["resume", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("mmrun: ")
+    assert not Path("outputs").exists()
+
+
+def test_a_run_that_is_being_trained(run: Path, capsys: pytest.CaptureFixture[str]):
+    from mmrun.runs.heartbeat import process_start
+    from mmrun.runs.writer import Run
+
+    mine = os.getpid()
+    Run.open(run).update(
+        status="running", host=os.uname().nodename, pid=mine, pid_start=process_start(mine)
+    )
+    assert "being trained now" in refused(run, capsys=capsys)
