@@ -9,13 +9,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pairs
 import torch
 
-import pairs
 from mmrun import compose
 from mmrun.build import build
 from mmrun.callbacks.recorder import Recorder
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def mmrun_train(words: list[str], steps: int) -> float:
-    """ms per step of CPU time, from inside ``train``: telemetry, recorder, W&B and all."""
+    """Ms per step of CPU time, from inside ``train``: telemetry, recorder, W&B and all."""
     stamps: dict[int, float] = {}
     original = Recorder.on_train_batch_end
 
@@ -82,7 +81,7 @@ def mmrun_train(words: list[str], steps: int) -> float:
 
 
 def hand_loop(config: dict[str, Any], steps: int) -> float:
-    """ms per step of CPU time of a plain loop: index, forward, backward, clip, step, schedule."""
+    """Ms per step of CPU time of a plain loop: index, forward, backward, clip, step, schedule."""
     built = build(config)
     module, samples = built.module, built.dataset.split("train")
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -137,7 +137,8 @@ def check_targets(config: Any, trust: Collection[str], where: str = "") -> None:
             raise UserError(
                 f"{where}._target_ is outside the packages that are trusted",
                 given=target,
-                remedy=f"If you trust it, add --trust {package} (or the --config-dir it came with).",
+                remedy=f"If you trust it, add --trust {package} or the --config-dir that it came with "
+                f"(in Python trust=['{package}']).",
             )
     for key, value in config.items():
         check_targets(value, trust, f"{where}.{key}" if where else str(key))
@@ -407,8 +408,10 @@ def optimizer(
         plain = [p for p in parameters.values() if p.ndim <= 1]
         if decayed:
             groups.append({"params": decayed, **extra})
+        if plain and extra.get("weight_decay", knobs.get("weight_decay")) != 0:
+            extra["weight_decay"] = 0.0
         if plain:
-            groups.append({"params": plain, **extra, "weight_decay": 0.0})
+            groups.append({"params": plain, **extra})
     merged = _merge(groups)
     if not merged:
         raise UserError("there is nothing to train: the model has no parameters")

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -112,7 +112,7 @@ def _train(words: list[str]) -> int:
                     "train has no such flag", given=word, remedy="See mmrun train --help."
                 )
         point = compose.point(rest, config_dirs)
-    from mmrun.point import add_to_path
+    from mmrun.options import add_to_path
 
     add_to_path(point.config_dirs)
     from mmrun.build import targets
@@ -259,7 +259,7 @@ def _doctor(words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def _uncollected() -> Generator[None]:
     """No search for garbage: composing makes many objects and drops few (0.05 s of 0.4)."""
     gc.disable()
     try:
@@ -280,7 +280,7 @@ def _parse_trusting(
     parser.add_argument("--trust", metavar="PKG", help="a package that _target_ may name")
     config_dirs, trust, rest = _take_trust(words)
     given = parser.parse_args(rest)
-    from mmrun.point import add_to_path, packages_beside
+    from mmrun.options import add_to_path, packages_beside
 
     add_to_path(config_dirs)
     return given, [*trust, *packages_beside(config_dirs)]

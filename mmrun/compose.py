@@ -7,6 +7,8 @@ the nearest names.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,7 @@ from mmrun.spec import (
     Point,
 )
 
+YAML_INFINITY = (".inf", "+.inf", "-.inf")  # words to Hydra's command line, numbers in our files
 PREFERENCES = ("encoders", "objective")  # keys of a dataset's YAML that say what it prefers
 PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
 # What Hydra answers, and what it takes after it: nothing, one of some words, or anything.
@@ -68,14 +71,7 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
         UserError: for anything in the overrides that does not name a point.
     """
     dirs = checked_dirs(config_dirs)
-    parsed = _parse(overrides)
-    for override in parsed:
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.key_or_group} has several values",
-                given=override.input_line,
-                remedy="Give one value: this command trains a single point.",
-            )
+    parsed = _single(_parse(overrides))
     chosen, values = _split(parsed, dirs)
     config, choices = _compose_groups(tuple(chosen), tuple(_preferring(values)), dirs)
     config = _apply_values(config, values, dirs)
@@ -99,7 +95,7 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for override in _parse(overrides):
         if override.type is not OverrideType.CHANGE or override.is_sweep_override():
-            raise UserError("this sets no single value", given=override.input_line)
+            raise UserError("this sets no single value", given=_typed(override))
         found[override.key_or_group] = override.value()
     return found
 
@@ -145,7 +141,9 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
                 "train has no such flag", given=argument, remedy=nearest(flag, HYDRA_FLAGS)
             )
         known = HYDRA_FLAGS[flag]
-        if known and not equals:
+        if flag in ("--info", "-i") and not equals and (not rest or rest[0] not in known):
+            value = "all"
+        elif known and not equals:
             value = rest.pop(0) if rest else ""
         if known and known != ANYTHING and value not in known:
             remedy = nearest(value, known)
@@ -153,8 +151,17 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
         flags += [flag, value] if known else [argument]
     rewritten = full_overrides(words, dirs)
     register()
-    sys.argv = ["mmrun train", *flags, *rewritten]
-    main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
+    said = io.StringIO()
+    words, sys.argv = sys.argv, ["mmrun train", *flags, *rewritten]
+    try:
+        with contextlib.redirect_stderr(said):
+            main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
+    except SystemExit as error:
+        last = (said.getvalue().strip() or "no reason given").rpartition("\n")[2]
+        asked = " ".join(arguments)
+        raise UserError("Hydra cannot answer this", given=asked, remedy=f"{last}.") from error
+    finally:
+        sys.argv = words
 
 
 def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:
@@ -163,7 +170,7 @@ def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
     Leaves ``preferred`` set for the dataset that they choose.
     """
     dirs = checked_dirs(config_dirs)
-    chosen, values = _split(_parse(overrides), dirs)
+    chosen, values = _split(_single(_parse(overrides)), dirs)
     preferred.set(_preferences(tuple(chosen), tuple(_preferring(values)), dirs))
     opened: list[str] = []
     if values:
@@ -179,22 +186,22 @@ def _nothing(_config: DictConfig) -> None:
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed: list[Override] = []
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, bool], str] = {}
     for text in overrides:
         try:
-            override = parser.parse_override(text)
-            if override.value_type is not None:
-                override.value()  # some values fail only here
+            override = parser.parse_override(_quoted(text))
+            value = None if override.value_type is None else override.value()
         except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise _no_override(text) from error
         key = override.key_or_group
         if not all(key.replace("/", ".").split(".")):
             raise _no_override(text)
-        if key in seen:
+        once = (key, isinstance(value, dict))  # fusion=attention and fusion={heads: 2} are two things
+        if once in seen:
             raise UserError(
-                f"{key} is given twice", given=f"{seen[key]} {text}", remedy="Keep one of them."
+                f"{key} is given twice", given=f"{seen[once]} {text}", remedy="Keep one of them."
             )
-        seen[key] = text
+        seen[once] = text
         if key in SWEEP_WORDS:
             raise UserError(
                 f"{key}= belongs to a sweep",
@@ -209,6 +216,30 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             )
         parsed.append(override)
     return parsed
+
+
+def _quoted(text: str) -> str:
+    """The override with its value in quotes where it has letters that Hydra's grammar does not know."""
+    key, equals, value = text.partition("=")
+    plain = value.isascii() or not value.isprintable() or any(each in value for each in "\"'\\$")
+    return text if plain else f'{key}{equals}"{value}"'
+
+
+def _single(parsed: list[Override]) -> list[Override]:
+    """The overrides, none of which has several values."""
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.key_or_group} has several values",
+                given=_typed(override),
+                remedy="Give one value: this command trains a single point.",
+            )
+    return parsed
+
+
+def _typed(override: Override) -> str:
+    """The override as the user typed it."""
+    return override.input_line or ""
 
 
 def _no_override(text: str) -> UserError:
@@ -232,12 +263,12 @@ def _split(parsed: Sequence[Override], dirs: tuple[str, ...]) -> tuple[list[str]
             continue
         if head not in known:
             raise UserError(
-                f"there is no group {head}", given=override.input_line, remedy=nearest(head, known)
+                f"there is no group {head}", given=_typed(override), remedy=nearest(head, known)
             )
         if override.is_delete() or override.is_add() or override.is_force_add():
             raise UserError(
                 f"{key} is always there; its option can only be replaced",
-                given=override.input_line,
+                given=_typed(override),
                 remedy=f"Write {key}=OPTION.",
             )
         chosen.append(f"{key}={_checked_option(key, override, dirs)}")
@@ -247,7 +278,7 @@ def _split(parsed: Sequence[Override], dirs: tuple[str, ...]) -> tuple[list[str]
 def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
     """The option that an override of a group names, quoted where it is a number."""
     group, _, modality = key.partition("/")
-    given = override.input_line
+    given = _typed(override)
     if group == ENCODER and not modality:
         raise UserError(
             "encoders are chosen per modality",
@@ -256,7 +287,7 @@ def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
         )
     if group != ENCODER and modality:
         raise UserError(f"{group} has no parts", given=given, remedy=f"Write {group}=OPTION.")
-    option = override.input_line.split("=", 1)[1].strip().strip("'\"")
+    option = _typed(override).split("=", 1)[1].strip().strip("'\"")
     known = options(group, dirs)
     if option in known or (group == "experiment" and option == "null"):
         return option
@@ -271,7 +302,7 @@ def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
 
 def _preferring(values: Sequence[Override]) -> list[str]:
     """The overrides of values that the defaults of other groups follow from."""
-    return [v.input_line for v in values if v.key_or_group.startswith(PREFERRING)]
+    return [_typed(v) for v in values if v.key_or_group.startswith(PREFERRING)]
 
 
 def _searchpath(dirs: tuple[str, ...]) -> list[str]:
@@ -354,9 +385,12 @@ def _preferences(
 def _lone_dataset(option: str, dirs: tuple[str, ...]) -> DictConfig:
     """A dataset's config under its own key; a file without a defaults list needs no composing (40 ms)."""
     loaded = OmegaConf.load(options("dataset", dirs)[option])
-    if "defaults" in loaded:
+    if "defaults" not in loaded:
+        return OmegaConf.create({"dataset": loaded})
+    if option in options("dataset"):
         return _run_hydra(_searchpath(dirs), f"dataset/{option}")[0]
-    return OmegaConf.create({"dataset": loaded})
+    # Hydra looks for what it composes first in conf/ alone: a user's file must be chosen.
+    return _run_hydra([*_searchpath(dirs), f"dataset={option}"])[0]
 
 
 def _default_option(group: str) -> str:
@@ -440,19 +474,22 @@ def _apply_values(
 ) -> DictConfig:
     """Value overrides on a composed config, by Hydra's own code, after a check of their keys."""
     OmegaConf.set_struct(config, True)
+    empty = tuple(_empty_mappings(config))  # still open when an override has put something in
     for override in values:
         key = override.key_or_group
         try:
-            opened = _opened(override, config, dirs)
+            opened = _opened(override, config, dirs, empty)
             before = _value(config, key)
             rewritten = OverridesParser.create().parse_overrides([opened])
             ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
             after = _value(config, key)
             if isinstance(before, float) and type(after) is int and not _share_or_count(key):
                 OmegaConf.update(config, key, float(after))  # 1 and 1.0 are one setting, one id
+            if isinstance(before, float) and str(after).lower() in YAML_INFINITY:
+                OmegaConf.update(config, key, float(str(after).replace(".", "")))
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(
-                f"{key} cannot be set so", given=override.input_line, remedy=_sentence(error)
+                f"{key} cannot be set so", given=_typed(override), remedy=_sentence(error)
             ) from error
     return config
 
@@ -470,13 +507,21 @@ def _share_or_count(key: str) -> bool:
     return key.startswith(("trainer.limit_", "trainer.val_check_interval"))
 
 
-def _opened(override: Override, config: DictConfig, dirs: tuple[str, ...]) -> str:
+def _opened(
+    override: Override, config: DictConfig, dirs: tuple[str, ...], empty: Sequence[str] = ()
+) -> str:
     """The override's text, with ``++`` where it adds to a mapping that is there to be filled.
+
+    Args:
+        override: of a value.
+        config: what it applies to.
+        dirs: folders of the user's own configs.
+        empty: keys of mappings that take any key, though other overrides may have filled them.
 
     Raises:
         UserError: a key that the config does not have, or one that cannot be deleted.
     """
-    text, key = override.input_line, override.key_or_group
+    text, key = _typed(override), override.key_or_group
     path = key.split(".")
     if override.is_delete():
         parent = OmegaConf.select(config, key.rpartition(".")[0]) if len(path) > 2 else None
@@ -488,6 +533,8 @@ def _opened(override: Override, config: DictConfig, dirs: tuple[str, ...]) -> st
     if override.is_add() or override.is_force_add():
         _lookup(path[:1], config, text, dirs)
         return text
+    if any(f"{key}.".startswith(f"{each}.") for each in empty):
+        return f"++{text}"
     value = override.value()
     opens = _opens(path, value, config, text, dirs)
     return f"++{text}" if opens or isinstance(value, dict) else text
@@ -569,6 +616,15 @@ def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(node, f"{prefix}{name}.")
 
 
+def _empty_mappings(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in _names(config):
+        node = config._get_node(name)
+        if isinstance(node, DictConfig):
+            if len(node) == 0:
+                yield f"{prefix}{name}"
+            yield from _empty_mappings(node, f"{prefix}{name}.")
+
+
 def _names(node: DictConfig) -> list[str]:
     """The keys that a user may set: without Hydra's own."""
     return [str(key) for key in node if not str(key).startswith("_")]
@@ -632,7 +688,7 @@ def _canonical_number(group: str, option: str, config: dict[str, Any]) -> str:
 
 def _name(parsed: Sequence[Override], choices: dict[str, str]) -> str:
     """The overrides that change what is learnt, or the dataset where there are none."""
-    words = [o.input_line for o in parsed if not _outside_id(o.key_or_group)]
+    words = [_typed(o) for o in parsed if not _outside_id(o.key_or_group)]
     return ",".join(words) or choices.get("dataset", "run")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST = 300  # characters of what was given that are quoted back
+LONGEST = 300  # characters of what the user gave that are quoted back
 
 
 class UserError(Exception):
@@ -24,13 +24,16 @@ class UserError(Exception):
         super().__init__(problem, self.given, remedy)
 
     def __str__(self) -> str:
-        text = self.problem
+        text = _shortened(self.problem)
         if self.given:
-            shown = self.given[:LONGEST] + ("..." if len(self.given) > LONGEST else "")
-            text += f" (given: {shown})"
+            text += f" (given: {_shortened(self.given)})"
         if self.remedy:
             text += f". {self.remedy}"
         return printable(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def printable(text: str) -> str:
@@ -50,7 +53,8 @@ def nearest(name: str, options: Iterable[str], *, limit: int = 12) -> str:
     if not known:
         return "There is nothing to choose from."
     close = get_close_matches(str(name), known, n=3, cutoff=0.6)
-    listed = ", ".join(known[:limit]) + (", ..." if len(known) > limit else "")
+    more = len(known) - limit
+    listed = ", ".join(known[:limit]) + (f" and {more} more" if more > 0 else "")
     if close:
         return f"Did you mean {' or '.join(close)}? Available: {listed}."
     return f"Available: {listed}."

@@ -17,6 +17,7 @@ from mmrun.batch import Batch
 from mmrun.build import Built, build
 from mmrun.checkpoint import load_weights
 from mmrun.errors import UserError, nearest
+from mmrun.options import add_to_path
 from mmrun.runs import reader
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import write_whole
@@ -45,6 +46,8 @@ def restore(
         UserError: it has no checkpoint, or one of another model.
     """
     point = reader.point(directory)
+    if trust:
+        add_to_path(point.config_dirs)
     built = build(changed(point.config, changes or {}), trust)
     paths = Paths(directory)
     found = paths.best if paths.best.exists() else paths.last
@@ -164,7 +167,8 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError("this is no .npy file", given=path, remedy=str(error)[:200]) from error
+            remedy = "Write it with numpy.save, as plain numbers."
+            raise UserError("this is no .npy file", given=path, remedy=remedy) from error
         if array.dtype.kind not in "fiub":
             raise UserError("inputs are numbers", given=f"{path}: {array.dtype}")
         wanted = int(np.prod(spec.shape))

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from mmrun.balance import Balance
 from mmrun.batch import Batch, Output
@@ -63,7 +63,7 @@ class MultimodalModule(LightningModule):
         pipeline: GradientPipeline,
         *,
         make_optimizer: Callable[[], Optimizer],
-        make_schedule: Callable[[Optimizer, int], LRScheduler],
+        make_schedule: Callable[[Optimizer, int], LambdaLR],
         total_steps: int,
         accumulate: int,
         autocast: torch.dtype | None,
@@ -171,7 +171,7 @@ class MultimodalModule(LightningModule):
         optimizer = self.optimizers()
         schedule = self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(schedule, LRScheduler)
+        assert isinstance(schedule, LambdaLR)
         self.pipeline.combine(self._per_loss)
         self._per_loss = {}
         self._apply_pipeline(optimizer.optimizer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mmrun.errors import UserError
@@ -65,3 +66,21 @@ def describe(path: Path) -> str:
                 continue
             return text.lstrip("# ") if text.startswith("#") else ""
     return ""
+
+
+def add_to_path(config_dirs: Collection[str]) -> None:
+    """Make modules beside the user's config folders importable, after everything else."""
+    for folder in config_dirs:
+        parent = str(Path(folder).resolve().parent)
+        if parent not in sys.path:
+            sys.path.append(parent)
+
+
+def packages_beside(config_dirs: Collection[str]) -> list[str]:
+    """Names of the modules and packages that lie beside the user's config folders."""
+    found: set[str] = set()
+    for folder in config_dirs:
+        parent = Path(folder).resolve().parent
+        found |= {path.stem for path in parent.glob("*.py")}
+        found |= {path.parent.name for path in parent.glob("*/__init__.py")}
+    return sorted(found)

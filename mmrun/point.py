@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError
+from mmrun.options import add_to_path
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
 
@@ -58,27 +59,11 @@ def run(
     )
 
 
-def add_to_path(config_dirs: Collection[str]) -> None:
-    """Make modules beside the user's config folders importable, after everything else."""
-    for folder in config_dirs:
-        parent = str(Path(folder).resolve().parent)
-        if parent not in sys.path:
-            sys.path.append(parent)
-
-
-def packages_beside(config_dirs: Collection[str]) -> list[str]:
-    """Names of the modules and packages that lie beside the user's config folders."""
-    found: set[str] = set()
-    for folder in config_dirs:
-        parent = Path(folder).resolve().parent
-        found |= {path.stem for path in parent.glob("*.py")}
-        found |= {path.parent.name for path in parent.glob("*/__init__.py")}
-    return sorted(found)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command-line form of ``run``; exit codes as those of mmrun."""
-    parser = argparse.ArgumentParser(prog="python -m mmrun.point", description="Run a frozen point.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mmrun.point", description="Run a frozen point."
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--trust", action="append", default=[], metavar="PKG")

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmrun.errors import UserError
 
 
-
 def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:  # noqa: ARG001 (contract)
     """Share 1 at every step."""
     return LambdaLR(optimizer, lambda step: 1.0)  # noqa: ARG005 (contract)

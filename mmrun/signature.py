@@ -33,8 +33,9 @@ def check(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> 
             )
         annotation = hints.get(name, Any)
         if not fits(value, annotation):
+            word = get_origin(annotation) is Literal and isinstance(value, str)
             raise UserError(
-                f"{where}.{name} has the wrong type",
+                f"{where}.{name} {'cannot be this' if word else 'has the wrong type'}",
                 given=repr(value),
                 remedy=f"It takes {describe(annotation)}.",
             )

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from mmrun.options import ENCODER, conf_dir, options
 
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf|nan"
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?\.?inf|nan"
 NUMBERED = re.compile(rf"(?:(?P<option>[a-z][a-z0-9_]*)_)?(?P<number>{NUMBER})", re.IGNORECASE)
 
 
@@ -35,7 +35,8 @@ class Preferred(NamedTuple):
     config_dirs: tuple[str, ...]
 
 
-preferred: ContextVar[Preferred] = ContextVar("preferred", default=Preferred({}, ()))
+_NOTHING_PREFERRED = Preferred({}, ())
+preferred: ContextVar[Preferred] = ContextVar("preferred", default=_NOTHING_PREFERRED)
 
 
 @cache
@@ -53,7 +54,7 @@ def split_number(group: str, option: str) -> tuple[str, float] | None:
     match = NUMBERED.fullmatch(option)
     if match is None:
         return None
-    return match["option"] or number_groups()[group], float(match["number"])
+    return match["option"] or number_groups()[group], float(match["number"].lower().replace(".inf", "inf"))
 
 
 class MmrunSource(ConfigSource):

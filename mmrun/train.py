@@ -48,7 +48,7 @@ from mmrun.signature import check
 from mmrun.spec import Point
 from mmrun.trainer import limited, make_trainer
 
-STOPPED_BY_SIGNAL = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
+STOPPED_BY_SIGNAL: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
 
 
 class Interrupted(BaseException):
@@ -86,6 +86,7 @@ def train(
     with _signals():
         built = build(config, trust)
         _check_target(built)
+        _check_nodes(built)
         ranks = built.options.devices * built.options.num_nodes
         built.loader("train", shuffle=True, world=ranks)  # too few samples for them is found now
         check(tracking.Options, config["logger"], "logger")
@@ -288,10 +289,7 @@ class _Training:
 
     def _score(self, split: Any, limit: int | float, *, alone: bool = False) -> Scores:
         """Score a split, on all ranks together, or on this one alone once the others are gone."""
-        if alone:
-            batches = self.built.loader(split, device=self.device)
-        else:
-            batches = self._loader(split)
+        batches = self.built.loader(split, device=self.device) if alone else self._loader(split)
         return self.module.score(batches, limited(limit, len(batches)), gather=not alone)
 
     def _score_both(self) -> tuple[Scores, Scores, Scores]:
@@ -429,6 +427,15 @@ def _check_target(built: Built) -> None:
             raise UserError(
                 "trainer.target names a validation metric", given=name, remedy=nearest(name, known)
             )
+
+
+def _check_nodes(built: Built) -> None:
+    if built.options.num_nodes > 1 and rank_and_world() is None:
+        raise UserError(
+            "mmrun starts processes on this machine only",
+            given=f"trainer.num_nodes={built.options.num_nodes}",
+            remedy="Set trainer.devices for more of them here.",
+        )
 
 
 def _check_checkpoint(module: MultimodalModule, paths: Paths) -> None:

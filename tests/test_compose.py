@@ -105,7 +105,12 @@ def test_a_law_and_its_number(given: str, choice: str, law: str, threshold: floa
 
 def test_a_number_keeps_the_law_s_other_knobs():
     clip = point("clip=0.5", "clip.p=1", "clip.per=modality").config["clip"]
-    assert (clip["threshold"], clip["p"], clip["per"], clip["budget"]) == (0.5, 1, "modality", "total")
+    assert (clip["threshold"], clip["p"], clip["per"], clip["budget"]) == (
+        0.5,
+        1,
+        "modality",
+        "total",
+    )
 
 
 # Ids
@@ -120,7 +125,11 @@ EQUAL = [
     ["", "trainer.enable_progress_bar=false"],
     ["dataset.use=[image]", "dataset.use=[image] encoder/text=rnn", "dataset.use=image"],
     ["", "dataset.use=[text,audio,image]", "dataset.use=all"],
-    ["fusion=sum clip=0.5 seed=3", "seed=3 clip=0.5 fusion=sum", "seed=3 data_seed=3 clip=0.5 fusion=sum"],
+    [
+        "fusion=sum clip=0.5 seed=3",
+        "seed=3 clip=0.5 fusion=sum",
+        "seed=3 data_seed=3 clip=0.5 fusion=sum",
+    ],
 ]
 
 
@@ -163,7 +172,7 @@ LISTS = [
     "",
     "fusion=attention clip=0.5",
     "clip=value_0.1 clip.threshold=0.2 clip.record_every=5",
-    "clip=norm_0.5 clip.p=.inf clip.eps=1e-6",
+    "clip=norm_0.5 clip.p=inf clip.eps=1e-6",
     "dataset=synthetic fusion=sum fusion.dim=8 encoder/a=identity encoder/c=mlp encoder.c.hidden=[8,8]",
     "dataset=linear optimizer=sgd optimizer.lr=0.1 objective.reduction=half_sum schedule=constant",
     "dataset=digits3_hard dataset.audio_snr_db=-3 encoder/text=lstm encoder.text.layers=2",
@@ -388,13 +397,17 @@ def test_a_config_dir_that_is_none():
         point(dirs=("/nowhere/at/all",))
 
 
-@pytest.mark.parametrize("key", ["trainer.max_epochs=9", "trainer.max_steps=9", "logger.tags=[a]", "name=x"])
+@pytest.mark.parametrize(
+    "key", ["trainer.max_epochs=9", "trainer.max_steps=9", "logger.tags=[a]", "name=x"]
+)
 def test_resuming_takes_what_leaves_a_run_itself(key: str):
     name, _, _ = key.partition("=")
     assert list(compose.resumable([key])) == [name]
 
 
-@pytest.mark.parametrize("key", ["optimizer.lr=1", "fusion=sum", "seed=3", "trainer.precision=64-true"])
+@pytest.mark.parametrize(
+    "key", ["optimizer.lr=1", "fusion=sum", "seed=3", "trainer.precision=64-true"]
+)
 def test_resuming_refuses_what_would_make_it_another_run(key: str):
     with pytest.raises(UserError, match="another run"):
         compose.resumable([key])

@@ -28,72 +28,60 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Trained by two ranks for two epochs, then resumed by two ranks up to four."""
-    folder = tmp_path_factory.mktemp("ddp")
-    record = fit(*WORDS, "trainer=ddp", "trainer.max_epochs=2", directory=folder / "run")
-    first = {"rows": table(folder / "run" / "gradients.csv"), "record": record}
-    assert cli.main(["resume", str(folder / "run"), "trainer.max_epochs=4"]) == 0
-    return {"first": first, "directory": folder / "run", "record": record_of(folder / "run")}
+def test_two_ranks_do_what_one_process_does():
+    """Two epochs by two ranks, resumed up to four, against four by one process. One test: starting ranks takes long."""
+    directory = Path("ranks").absolute()
+    first = fit(*WORDS, "trainer=ddp", "trainer.max_epochs=2", directory=directory)
+    assert (first["status"], first["steps"]) == ("finished", 2)
+    rows = table(directory / "gradients.csv")
+    assert cli.main(["resume", str(directory), "trainer.max_epochs=4"]) == 0
+    record = record_of(directory)
+    assert (record["status"], record["stopped_by"]) == ("finished", "max_epochs")
+    assert (record["steps"], record["resumed"]) == (4, {"trainer.max_epochs": 4})
+    assert table(directory / "gradients.csv")[:2] == rows
+    check_that_one_rank_wrote(directory)
+    check_against(fit(*WORDS, "trainer.max_epochs=4", directory=Path("alone")), directory)
+    check_validation(directory)
+    states = saved(directory)["rng"]
+    assert len(states) == 2
+    assert not same(states[0], states[1]), "each rank has random numbers of its own"
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("alone")
-    return fit(*WORDS, "trainer.max_epochs=4", directory=folder / "run")
-
-
-def test_it_trains_and_resumes(run: dict[str, Any]):
-    assert run["first"]["record"]["status"] == "finished"
-    assert run["first"]["record"]["steps"] == 2
-    record = run["record"]
-    assert (record["status"], record["stopped_by"], record["steps"]) == ("finished", "max_epochs", 4)
-    assert record["resumed"] == {"trainer.max_epochs": 4}
-    assert table(run["directory"] / "gradients.csv")[:2] == run["first"]["rows"]
-
-
-def test_only_rank_0_writes(run: dict[str, Any]):
+def check_that_one_rank_wrote(directory: Path) -> None:
     """One row per step in both files, one line per epoch in the log, one of every file."""
-    assert column(run["directory"] / "gradients.csv", "step").tolist() == [1, 2, 3, 4]
-    steps = column(run["directory"] / "metrics.csv", "step").tolist()
+    assert column(directory / "gradients.csv", "step").tolist() == [1, 2, 3, 4]
+    steps = column(directory / "metrics.csv", "step").tolist()
     assert steps == sorted(set(steps))
-    log = (run["directory"] / "train.log").read_text()
+    log = (directory / "train.log").read_text()
     assert log.count(" epoch   1 ") == log.count(" epoch   4 ") == 1
-    assert sorted(path.name for path in run["directory"].iterdir() if path.name != "code.diff") == [
+    assert sorted(path.name for path in directory.iterdir() if path.name != "code.diff") == [
         ".hydra", "checkpoints", "gradients.csv", "metrics.csv", "predictions.npz", "run.json", "train.log",
     ]  # fmt: skip
-    assert sorted(path.name for path in run["directory"].parent.iterdir()) == ["run"]
+    assert sorted(path.name for path in directory.parent.iterdir()) == ["ranks"]
 
 
-def test_two_ranks_train_as_one_process_does(run: dict[str, Any], alone: dict[str, Any]):
-    mine, theirs = saved(run["directory"])["state_dict"], saved(alone["directory"])["state_dict"]
+def check_against(alone: dict[str, Any], directory: Path) -> None:
+    """The same weights and numbers as one process, up to the order in which floats are added."""
+    mine, theirs = saved(directory)["state_dict"], saved(alone["directory"])["state_dict"]
     start = build(alone["config"]).module.state_dict()
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-6, msg=name)
         assert (value - start[name]).abs().max() > 1e-4
     for name in ("train/loss", "grad/norm", "grad/norm_clipped", "grad/norm/a", "clip/coefficient"):
-        assert column(run["directory"] / "gradients.csv", name) == pytest.approx(
+        assert column(directory / "gradients.csv", name) == pytest.approx(
             column(alone["directory"] / "gradients.csv", name), rel=1e-4
         ), name
-    assert run["record"]["test"] == pytest.approx(alone["test"], rel=1e-3)
+    assert record_of(directory)["test"] == pytest.approx(alone["test"], rel=1e-3)
 
 
-def test_validation_over_ranks_is_that_of_one_process(run: dict[str, Any]):
-    built = build(run["record"]["config"])
-    built.module.load_state_dict(saved(run["directory"])["state_dict"])
+def check_validation(directory: Path) -> None:
+    """Metrics over two ranks are those of one process that scores the same weights."""
+    built = build(record_of(directory)["config"])
+    built.module.load_state_dict(saved(directory)["state_dict"])
     batches = built.loader("val")
-    expected = built.module.score(batches, len(batches)).metrics
-    for name, value in expected.items():
-        assert column(run["directory"] / "metrics.csv", f"val/{name}")[-1] == pytest.approx(
-            value, rel=1e-5
-        ), name
-
-
-def test_each_rank_has_random_numbers_of_its_own(run: dict[str, Any]):
-    states = saved(run["directory"])["rng"]
-    assert len(states) == 2
-    assert not same(states[0], states[1])
+    for name, value in built.module.score(batches, len(batches)).metrics.items():
+        found = column(directory / "metrics.csv", f"val/{name}")[-1]
+        assert found == pytest.approx(value, rel=1e-5), name
 
 
 def test_more_devices_than_samples_is_a_mistake(capsys: pytest.CaptureFixture[str]):

@@ -48,7 +48,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
 def option_files(conf: Path) -> dict[str, dict[str, Path]]:
     """{group: {option: file}}, by looking."""
     return {
-        folder.name: {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".yaml"}
+        folder.name: {
+            path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".yaml"
+        }
         for folder in sorted(conf.iterdir())
         if folder.is_dir() and any(folder.iterdir())  # git keeps no folder without files
     }
@@ -274,9 +276,7 @@ def trained(record: dict[str, Any]) -> dict[str, float]:
     """{scope: largest raw gradient norm} of a run that took two steps."""
     assert (record["status"], record["steps"], record["stopped_by"]) == ("finished", 2, "max_steps")
     path = record["directory"] / "gradients.csv"
-    return {
-        scope: max(column(path, f"grad/norm/{scope}")) for scope in record["clip"]["scopes"]
-    }
+    return {scope: max(column(path, f"grad/norm/{scope}")) for scope in record["clip"]["scopes"]}
 
 
 @pytest.mark.trains
@@ -287,7 +287,12 @@ def test_every_fusion_trains_under_every_objective(fusion: str, objective: str):
     data = ["dataset=synthetic", "dataset.samples=200"] if by_class else ["dataset=linear"]
     encoders = [] if by_class else ["encoder/a=mlp", "encoder/b=mlp"]
     record = fit(
-        *data, *encoders, f"fusion={fusion}", f"objective={objective}", "trainer=smoke", "logger=none"
+        *data,
+        *encoders,
+        f"fusion={fusion}",
+        f"objective={objective}",
+        "trainer=smoke",
+        "logger=none",
     )
     norms = trained(record)
     assert {"a", "b", "objective"} <= norms.keys()

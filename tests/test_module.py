@@ -126,7 +126,9 @@ def test_norms_before_and_after_are_what_the_law_says(monkeypatch: pytest.Monkey
     assert (raw > 0.5).any()
     assert clipped == pytest.approx(raw.clip(max=0.5), rel=1e-6)
     assert column(path, "clip/coefficient") == pytest.approx(clipped / raw, rel=1e-6)
-    squares = sum(column(path, f"grad/norm/{s}") ** 2 for s in ("a", "b", "c", "fusion", "objective"))
+    squares = sum(
+        column(path, f"grad/norm/{s}") ** 2 for s in ("a", "b", "c", "fusion", "objective")
+    )
     assert squares**0.5 == pytest.approx(raw, rel=1e-6)
     for scope in ("a", "b", "c", "fusion", "objective"):
         ratio = column(path, f"grad/norm_clipped/{scope}") / column(path, f"grad/norm/{scope}")

@@ -22,7 +22,7 @@ from mmrun.module import MultimodalModule
 from mmrun.runs import reader
 from mmrun.train import Interrupted
 from tests.running import SMALL, fit, record_of, same, saved, start, table, the_run
-from tests.test_train import wait_for_rows
+from tests.test_train import check_columns, wait_for_rows
 
 pytestmark = pytest.mark.trains
 
@@ -78,6 +78,12 @@ def overrides(name: str) -> list[str]:
     return [*(word for word in BASE if word.split("=")[0] not in keys), *own]
 
 
+RECORDED = (
+    *("id", "config", "choices", "status", "stopped_by", "stability", "steps", "epochs"),
+    *("metrics", "test", "test_last", "train_eval", "monitor", "clip", "steps_to_target"),
+)
+
+
 def facts(directory: Path) -> dict[str, Any]:
     """Everything that an interruption must not change."""
     checkpoint, record = saved(directory), record_of(directory)
@@ -96,13 +102,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "checkpoints": checkpoint["callbacks"]["Checkpoints"],
         "gradients.csv": table(directory / "gradients.csv"),
         "metrics.csv": table(directory / "metrics.csv"),
-        **{
-            key: record[key]
-            for key in (
-                "id status stopped_by stability metrics test test_last train_eval monitor clip steps epochs "
-                "steps_to_target config choices"
-            ).split()
-        },
+        **{key: record[key] for key in RECORDED},
     }
 
 
@@ -240,11 +240,15 @@ def test_kill_9_in_another_process(tmp_path_factory: pytest.TempPathFactory):
     child = start("train", *overrides("mid-epoch"), python=("-c", SLOWLY))
     try:
         wait_for_rows(Path("outputs"), 7, child)
+        assert reader.read(the_run())["status"] == "running"
     finally:
         child.kill()
         child.wait()
     directory = the_run()
+    assert record_of(directory)["status"] == "running"
+    assert record_of(directory)["pid"] == child.pid
     assert reader.read(directory)["status"] == "killed"
+    check_columns(directory)
     assert cli.main(["resume", str(directory)]) == 0
     check_same(directory, expected)
 
@@ -259,7 +263,10 @@ def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str
     assert short["steps"] == 30
     assert cli.main(["resume", "short", "trainer.max_epochs=4", "name=longer"]) == 0
     assert "max_epochs after 60 steps" in capsys.readouterr().out
-    longer, straight = Path("short"), fit(*words, "trainer.max_epochs=4", directory=Path("straight"))
+    longer, straight = (
+        Path("short"),
+        fit(*words, "trainer.max_epochs=4", directory=Path("straight")),
+    )
     for name in ("gradients.csv", "metrics.csv"):
         assert table(longer / name) == table(straight["directory"] / name)
     assert same(saved(longer)["state_dict"], saved(straight["directory"])["state_dict"])
@@ -283,9 +290,7 @@ def test_a_schedule_follows_the_new_length():
     assert cli.main(["resume", "short", "trainer.max_epochs=4"]) == 0
     rates = [float(row["train/lr"]) for row in table(Path("short/metrics.csv")) if row["train/lr"]]
     assert rates[-1] == pytest.approx(0, abs=1e-9)
-    at_step = {
-        int(row["step"]): float(row["train/lr"]) for row in table(Path("short/metrics.csv"))
-    }
+    at_step = {int(row["step"]): float(row["train/lr"]) for row in table(Path("short/metrics.csv"))}
     assert at_step[45] == pytest.approx(3e-3 * 0.5 * (1 + 2**-0.5 * -1), rel=1e-6)
 
 
@@ -315,7 +320,8 @@ def refused(run: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "change", ["optimizer.lr=1", "clip=0.1", "seed=3", "trainer.precision=64-true", "trainer.max_epoch=9"]
+    "change",
+    ["optimizer.lr=1", "clip=0.1", "seed=3", "trainer.precision=64-true", "trainer.max_epoch=9"],
 )
 def test_a_change_that_makes_another_run(
     change: str, run: Path, capsys: pytest.CaptureFixture[str]

@@ -143,8 +143,6 @@ def test_groups_keep_their_own_rates():
         (schedules.step, {"at": [0.5, 7]}, "schedule.at"),
     ],
 )
-def test_a_share_out_of_range_is_refused(
-    law: Callable[..., Any], knobs: dict[str, Any], name: str
-):
+def test_a_share_out_of_range_is_refused(law: Callable[..., Any], knobs: dict[str, Any], name: str):
     with pytest.raises(UserError, match=name):
         law(optimizer(), 10, **knobs)

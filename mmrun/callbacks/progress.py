@@ -49,7 +49,7 @@ class ProgressBar(Callback):
         self.bar.start()
         self._draw(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Redraw, at most ten times a second."""
         if time.monotonic() - self.drawn > REDRAW_S:
             self._draw(trainer)
@@ -58,7 +58,7 @@ class ProgressBar(Callback):
         """Take it away."""
         self.bar.stop()
 
-    def on_exception(self, trainer: Trainer, *_: Any) -> None:  # noqa: ARG002 (Lightning's signature)
+    def on_exception(self, *_: Any, **__: Any) -> None:
         """Take it away also when training ends badly."""
         self.bar.stop()
 

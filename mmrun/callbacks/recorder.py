@@ -122,7 +122,9 @@ class Recorder(Callback):
         flagged = table[:, self.nonfinite_at] > 0
         table[:, self.nonfinite_at] = self.nonfinite + flagged.cumsum()
         self.nonfinite += int(flagged.sum())
-        if trainer.precision != "16-mixed":  # there an overflow is routine and the scaler's business
+        if (
+            trainer.precision != "16-mixed"
+        ):  # there an overflow is routine and the scaler's business
             bad |= flagged
         if bad.any() and self.diverged_at is None:
             self.diverged_at = int(steps[bad.argmax()])
@@ -163,7 +165,9 @@ class Recorder(Callback):
         if better:
             entry["best_step"] = step
         entry.update(
-            last=value, min=float(np.fmin(entry["min"], value)), max=float(np.fmax(entry["max"], value))
+            last=value,
+            min=float(np.fmin(entry["min"], value)),
+            max=float(np.fmax(entry["max"], value)),
         )
 
     def flush(self, trainer: Trainer) -> None:

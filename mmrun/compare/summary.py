@@ -18,13 +18,14 @@ def summary(record: Mapping[str, Any]) -> str:
         record: content of run.json, with the run's ``directory`` added.
     """
     lines = [f"{'status':8} {_status(record)}"]
-    scores = (("test", "test", _best(record)), ("", "test_last", "last"))
+    scores = (("test", "test", _best(record)), ("last", "test_last", "at the last step"))
     for label, key, which in scores:
-        values = record.get(key) or {}
+        values: dict[str, Any] = record.get(key) or {}
         if values:
             words = "  ".join(f"{name.split('/', 1)[1]} {_short(v)}" for name, v in values.items())
             lines.append(f"{label:8} {words}  ({which})")
-    verdict = (record.get("clip") or {}).get("verdict")
+    clip: dict[str, Any] = record.get("clip") or {}
+    verdict = clip.get("verdict")
     if verdict:
         lines.append(f"{'clip':8} {verdict}")
     if record.get("error"):
@@ -39,7 +40,7 @@ def _status(record: Mapping[str, Any]) -> str:
     words = [str(record["status"])]
     if record.get("stability") not in (None, "ok", record["status"]):
         words.append(f"({record['stability']})")
-    if record.get("stopped_by"):
+    if record.get("stopped_by") not in (None, record["status"]):
         words.append(f"by {record['stopped_by']}")
     if record.get("steps") is not None:
         words.append(f"after {record['steps']} steps in {record.get('seconds') or 0:.1f} s")
@@ -47,7 +48,7 @@ def _status(record: Mapping[str, Any]) -> str:
 
 
 def _best(record: Mapping[str, Any]) -> str:
-    monitor = record.get("monitor") or {}
+    monitor: dict[str, Any] = record.get("monitor") or {}
     if monitor.get("best_step") is None:
         return "best"
     return f"best by {monitor['metric']}, step {monitor['best_step']}"
@@ -55,7 +56,7 @@ def _best(record: Mapping[str, Any]) -> str:
 
 def _next(record: Mapping[str, Any], directory: str) -> str:
     """One command that answers the question a person has now."""
-    choices = record.get("choices") or {}
+    choices: dict[str, str] = record.get("choices") or {}
     if record.get("status") in ("killed", "failed"):
         return f"{program()} resume {shlex.quote(directory)}"
     if record.get("status") == "diverged" or record.get("stability") == "collapsed":
