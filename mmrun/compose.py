@@ -157,6 +157,8 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
         with contextlib.redirect_stderr(said):
             main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
     except SystemExit as error:
+        if not error.code:
+            return
         last = (said.getvalue().strip() or "no reason given").rpartition("\n")[2]
         asked = " ".join(arguments)
         raise UserError("Hydra cannot answer this", given=asked, remedy=f"{last}.") from error
@@ -196,7 +198,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         key = override.key_or_group
         if not all(key.replace("/", ".").split(".")):
             raise _no_override(text)
-        once = (key, isinstance(value, dict))  # fusion=attention and fusion={heads: 2} are two things
+        once = (
+            key,
+            isinstance(value, dict),
+        )  # fusion=attention and fusion={heads: 2} are two things
         if once in seen:
             raise UserError(
                 f"{key} is given twice", given=f"{seen[once]} {text}", remedy="Keep one of them."
@@ -318,7 +323,7 @@ def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConf
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mmrun"):
             composed = hydra_compose(name, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(
             "this config cannot be composed", given=" ".join(overrides), remedy=_sentence(error)
         ) from error

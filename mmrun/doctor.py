@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmrun import __version__, tracking
+from mmrun import tracking
 from mmrun.errors import UserError
 
 TORCH_TIMEOUT_S = 60
@@ -59,7 +59,11 @@ def report(outputs: Path) -> tuple[str, bool]:
     lines = [
         _python(),
         Line("ok", "platform", f"{platform.platform()}, {_cpus()} CPUs"),
-        Line("ok", "mmrun", f"{__version__} in {Path(__file__).parent}"),
+        Line(
+            "ok",
+            "mmrun",
+            f"{_version('mmrun') or 'not installed, run'} from {Path(__file__).parent}",
+        ),
         *_torch(),
         *(_package(name) for name in PACKAGES),
         *_extras(),
@@ -137,10 +141,17 @@ def _torch() -> Iterator[Line]:
 
 
 def _package(name: str) -> Line:
-    try:
-        return Line("ok", name, metadata.version(name))
-    except metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         return Line("fail", name, "not installed", f"pip install {name}")
+    return Line("ok", name, version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _extras() -> Iterator[Line]:
@@ -159,20 +170,12 @@ def _extras() -> Iterator[Line]:
             if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", text)
             and (match := re.match(r"[\w.-]+", text))
         ]
-        absent = [name for name in wanted if not _installed(name)]
+        absent = [name for name in wanted if _version(name) is None]
         if absent:
             found = f"without {', '.join(absent)}"
             yield Line("ok", f"extra {extra}", found, f"For it: pip install 'mmrun[{extra}]'")
         else:
             yield Line("ok", f"extra {extra}", "installed")
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _writable(outputs: Path) -> Line:

@@ -54,7 +54,9 @@ def split_number(group: str, option: str) -> tuple[str, float] | None:
     match = NUMBERED.fullmatch(option)
     if match is None:
         return None
-    return match["option"] or number_groups()[group], float(match["number"].lower().replace(".inf", "inf"))
+    return match["option"] or number_groups()[group], float(
+        match["number"].lower().replace(".inf", "inf")
+    )
 
 
 class MmrunSource(ConfigSource):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 _HOME = tempfile.mkdtemp(prefix="mmrun-tests-")
 
 # Before torch, wandb and child processes read them.
@@ -21,6 +22,8 @@ for _name in [name for name in os.environ if name.startswith(("WANDB_", "MMRUN_"
 for _name in ("NETRC", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
     os.environ.pop(_name, None)
 os.environ.update(
+    # Children find this checkout wherever they run, also those that mmrun starts itself.
+    PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
     WANDB_MODE="offline",

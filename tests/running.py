@@ -47,7 +47,7 @@ def run_python(*words: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, *words],
         capture_output=True,
         text=True,
-        env=child_environment(**environment),
+        env={**os.environ, **environment},
         timeout=300,
         check=False,
     )
@@ -61,14 +61,8 @@ def start(
         [sys.executable, *python, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=child_environment(**environment),
+        env={**os.environ, **environment},
     )
-
-
-def child_environment(**more: str) -> dict[str, str]:
-    """The environment in which a child finds this checkout, wherever it runs."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
 
 def the_run(outputs: Path | str = "outputs") -> Path:

@@ -303,6 +303,13 @@ def test_an_experiment_equals_its_overrides(own: str):
     assert point("experiment=mine", dirs=(own,)).id == point(*typed.split()).id
 
 
+def test_a_file_that_hydra_cannot_read_is_a_mistake(own: str):
+    path = Path(own) / "experiment" / "wrong.yaml"
+    path.write_text("# A list that names no option\ndefaults:\n  - override /clip: [[1]]\n")
+    with pytest.raises(UserError, match="cannot be composed"):
+        point("experiment=wrong", dirs=(own,))
+
+
 def test_a_user_s_folder_adds_and_replaces_nothing(own: str):
     made = point("fusion=largest", dirs=(own,))
     assert made.config["fusion"] == {"_target_": "my_fusion.Largest", "factor": 2.0}

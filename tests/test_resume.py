@@ -193,6 +193,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(
     directory = Path("run").absolute()
     interrupted(lambda: fit(*overrides(name), directory=directory), place, at)
     assert record_of(directory)["stopped_by"] == "interrupt"
+    assert not [path.name for path in (directory / "checkpoints").glob(".*")]
     before = saved(directory)["global_step"]
     assert before < record_of(expected)["steps"]
     record = point.run(directory, resume=True)

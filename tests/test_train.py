@@ -138,6 +138,7 @@ def fingerprint(directory: Path) -> dict[str, Any]:
     return {
         "weights": checkpoint["state_dict"],
         "optimizer": checkpoint["optimizer_states"],
+        "rng": checkpoint["rng"],
         "gradients": table(directory / "gradients.csv"),
         "metrics": table(directory / "metrics.csv"),
         "predictions": predictions,
@@ -161,6 +162,8 @@ def test_the_same_point_gives_the_same_bits_here_again_and_in_a_fresh_process():
         differs = fingerprint(fit(*words, *other.split())["directory"])
         assert not same(first["weights"], differs["weights"]), other
         assert first["gradients"] != differs["gradients"], other
+        # Dropout and the like follow the seed alone.
+        assert same(first["rng"], differs["rng"]) == other.startswith("data_seed"), other
 
 
 # Every ending

@@ -85,11 +85,16 @@ class Checkpoints(Callback):
         self.saved_step = trainer.global_step
         self.paths.checkpoints.mkdir(exist_ok=True)
         temporary = self.paths.checkpoints / ".saving.ckpt"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            if best:
-                _second_name(temporary, self.paths.best)
-            temporary.replace(self.paths.last)
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                if best:
+                    _second_name(temporary, self.paths.best)
+                temporary.replace(self.paths.last)
+        except BaseException:  # a signal too: what is half made goes, what was there stays
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+            raise
 
     def _update_record(self, trainer: Trainer) -> None:
         if self.run is None:

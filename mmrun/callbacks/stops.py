@@ -65,7 +65,7 @@ class Stops(Callback):
             self.steps_to_target = self.steps_to_target or trainer.global_step
             self._stop(trainer, "target")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The tolerance, over the epoch's mean training loss."""
         assert isinstance(pl_module, MultimodalModule)
         if self.tolerance > 0:

@@ -30,8 +30,12 @@ def columns(directory: Path, name: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("every", [1, 4, 15, 50])
 def test_a_row_is_the_mean_over_the_steps_since_the_last(every: int):
-    directory = fit(*WORDS, f"trainer.log_every_n_steps={every}")["directory"]
+    words = [word for word in WORDS if not word.startswith("clip")]
+    words += ["clip=value_0.1", f"trainer.log_every_n_steps={every}"]
+    directory = fit(*words)["directory"]
     metrics, gradients = columns(directory, "metrics.csv"), columns(directory, "gradients.csv")
+    assert 0 < gradients["clip/elements"].max() < 0.5, "some elements, not all"
+    assert gradients["clip/elements"].min() == 0, "and not at every step"
     assert gradients["step"].tolist() == list(range(1, 31))
     points = sorted({s for s in range(1, 31) if s % every == 0 or s % 15 == 0})
     assert metrics["step"].tolist() == points
@@ -84,7 +88,7 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(monkeypatch: pyte
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(GradientPipeline, "apply", poisoned)
-    record = fit(*WORDS, "clip=none" if "clip=none" in WORDS else "trainer.log_every_n_steps=8")
+    record = fit(*WORDS, "trainer.log_every_n_steps=8")
     directory = record["directory"]
     assert record["status"] == "diverged"
     assert record["error"].endswith("step 20")

@@ -183,7 +183,7 @@ def test_avmnist_is_a_yaml_over_arrays(tmp_path):
         plain.pop(key)
     data = Arrays(seed=0, **{**plain, "root": str(tmp_path)})
     shapes = [spec.shape for spec in data.spec.modalities.values()]
-    assert shapes == [(1, 28, 28), (1, 112, 112)]
+    assert shapes == [(1, 28, 28), (112, 112)]
 
 
 def test_empty_modalities_says_what_to_type(root):
