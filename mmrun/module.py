@@ -85,7 +85,7 @@ class MultimodalModule(LightningModule):
         # One per optimizer step since the recorder last took them; nothing is worked out in the step.
         self.step_losses: list[Tensor] = []
         self.telemetry: list[Telemetry] = []
-        self.validation: dict[str, float] = {}
+        self.validation: Scores | None = None  # of the last one
         self._collected: list[tuple[Tensor, ...]] = []
         self._per_loss: dict[str, dict[str, Tensor]] = {}
 
@@ -196,10 +196,9 @@ class MultimodalModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Metrics over the whole split, equal on every rank."""
-        self.validation = self._scores(gather=True).metrics
-        self.log_dict(
-            {f"val/{name}": value for name, value in self.validation.items()}, logger=False
-        )
+        self.validation = self._scores(gather=True)
+        metrics = self.validation.metrics
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
 
     @torch.inference_mode()
     def score(self, batches: Iterable[Batch], limit: int, *, gather: bool = False) -> Scores:

@@ -10,18 +10,14 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -31,32 +27,25 @@ from mmrun import tracking
 from mmrun.build import Built, build
 from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
-from mmrun.callbacks.recorder import LOSS, Recorder
+from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
 from mmrun.checkpoint import load_weights, read_checkpoint
+from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
 from mmrun.exits import program
+from mmrun.logfile import log_file
 from mmrun.module import MultimodalModule, Scores
 from mmrun.ranks import launch_ranks, rank_and_world
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths
-from mmrun.runs.table import read_columns, read_series, truncate
-from mmrun.runs.verdict import Stability, clip_block, stability
+from mmrun.runs.table import read_columns, truncate
+from mmrun.runs.verdict import clip_block
 from mmrun.runs.writer import Run, create, freeze
 from mmrun.settings import changed
+from mmrun.signals import STOPPED_BY, Interrupted, interruptible, take_signals
 from mmrun.signature import check
 from mmrun.spec import Point
 from mmrun.trainer import limited, make_trainer
-
-STOPPED_BY_SIGNAL: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; not an Exception, so that nothing in between takes it for a failure."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
 
 
 def train(
@@ -83,7 +72,7 @@ def train(
         Exception: what training raised; the record says failed.
     """
     config = changed(point.config, changes or {})
-    with _signals():
+    with interruptible():
         built = build(config, trust)
         _check_target(built)
         _check_nodes(built)
@@ -150,11 +139,11 @@ class _Training:
         with contextlib.ExitStack() as stack:
             if self.first:
                 stack.enter_context(Heartbeat(self.paths.record))
-                stack.enter_context(_log_file(self.paths.log))
+                stack.enter_context(log_file(self.paths.log))
             try:
                 return self._fit_and_score()
             except Interrupted as signal_:
-                self._end("killed", stopped_by=STOPPED_BY_SIGNAL.get(signal_.signum, "signal"))
+                self._end("killed", stopped_by=STOPPED_BY.get(signal_.signum, "signal"))
                 self._finish_tracking(128 + signal_.signum)
                 if self.first and self.paths.last.exists():
                     again = shlex.quote(_relative(self.run.directory))
@@ -175,7 +164,6 @@ class _Training:
         self._start_tracking()
         start = self._prepare_files()
         recorder, callbacks = self._callbacks()
-        self.recorder = recorder
         options = self.options
         if not self.module.automatic_optimization:  # it accumulates itself; Lightning would refuse
             options = replace(options, accumulate_grad_batches=1)
@@ -199,8 +187,8 @@ class _Training:
         stops = next(each for each in callbacks if isinstance(each, Stops))
         checkpoints = next(each for each in callbacks if isinstance(each, Checkpoints))
         stopped_by = self._stopped_by(trainer, stops)
-        last, best, train_best = self._score_both()
-        stable = self._stability(last)
+        last, best, train_best = score_checkpoints(self.built, self.paths, self.device)
+        stable = judge(self.module, self.paths, recorder.diverged_at)
         goal = self.module.objective
         steps = trainer.global_step
         self._keep_checkpoints()
@@ -220,7 +208,14 @@ class _Training:
                 "value": checkpoints.sign * checkpoints.best,
                 "best_step": checkpoints.best_step,
             },
-            clip=self._clip(stable),
+            clip=clip_block(
+                read_columns(self.paths.gradients),
+                algorithm=self.module.pipeline.law.algorithm,
+                threshold=self.module.pipeline.law.threshold,
+                per=self.config["clip"].get("per", "global"),
+                optimizer=self.run.record["choices"].get("optimizer", ""),
+                stable=stable,
+            ),
             steps=steps,
             epochs=trainer.current_epoch,
             steps_per_second=(steps - start) / max(fit_seconds, 1e-9),
@@ -270,7 +265,7 @@ class _Training:
             every=options.checkpoint_every,
             monitor=goal.monitor,
             higher=goal.higher_is_better.get(goal.monitor, False),
-            validate=lambda: self._score("val", options.limit_val_batches).metrics,
+            validate=self._validate,
         )
         shown: list[Callback] = []
         if self.first and options.enable_progress_bar:
@@ -287,56 +282,10 @@ class _Training:
             split, shuffle=shuffle, device=self.device, rank=self.rank, world=self.world
         )
 
-    def _score(self, split: Any, limit: int | float, *, alone: bool = False) -> Scores:
-        """Score a split, on all ranks together, or on this one alone once the others are gone."""
-        batches = self.built.loader(split, device=self.device) if alone else self._loader(split)
-        return self.module.score(batches, limited(limit, len(batches)), gather=not alone)
-
-    def _score_both(self) -> tuple[Scores, Scores, Scores]:
-        """Test at last, test at best, training set at best; test is read here and nowhere else."""
-        limit = self.options.limit_test_batches
-        last = self._score("test", limit, alone=True)
-        best = last
-        if self.paths.best.exists():
-            state = read_checkpoint(self.paths.best, self.device)
-            self.module.load_state_dict(state["state_dict"])
-            best = self._score("test", limit, alone=True)
-        train_best = self._score("train", limit, alone=True)
-        scores = self.module.objective.scores
-        group = self.built.dataset.split("test").group
-        temporary = self.paths.predictions.with_name(".predictions.npz")
-        np.savez_compressed(
-            temporary,
-            index=best.index.numpy(),
-            group=group[best.index].cpu().numpy(),
-            target=best.target.numpy(),
-            best=scores(best.prediction).numpy(),
-            last=scores(last.prediction).numpy(),
-        )
-        temporary.replace(self.paths.predictions)
-        return last, best, train_best
-
-    def _stability(self, last: Scores) -> Stability:
-        steps, losses = read_series(self.paths.gradients, LOSS)
-        goal = self.module.objective
-        chance, margin = goal.chance(last.target)
-        value = last.metrics[goal.primary]
-        higher = goal.higher_is_better[goal.primary]
-        at_chance = value <= chance + margin if higher else value >= chance - margin
-        if self.recorder.diverged_at is not None:
-            return Stability("diverged", self.recorder.diverged_at)
-        return stability(losses, steps, at_chance=at_chance)
-
-    def _clip(self, stable: Stability) -> dict[str, Any]:
-        law = self.module.pipeline.law
-        return clip_block(
-            read_columns(self.paths.gradients),
-            algorithm=law.algorithm,
-            threshold=law.threshold,
-            per=self.config["clip"].get("per", "global"),
-            optimizer=self.run.record["choices"].get("optimizer", ""),
-            stable=stable,
-        )
+    def _validate(self) -> Scores:
+        batches = self._loader("val")
+        limit = limited(self.options.limit_val_batches, len(batches))
+        return self.module.score(batches, limit, gather=True)
 
     def _stopped_by(self, trainer: Trainer, stops: Stops) -> str:
         if stops.stopped_by is not None:
@@ -416,8 +365,7 @@ class _OwnSignals(Callback):
     """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        for signum in STOPPED_BY_SIGNAL:
-            signal.signal(signum, _raise_interrupted)
+        take_signals()
 
 
 def _check_target(built: Built) -> None:
@@ -466,55 +414,6 @@ def _relative(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
-    for each in STOPPED_BY_SIGNAL:  # one is enough: what follows writes the ending down
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(signum)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise ``Interrupted`` while this lasts; only the main thread can say so."""
-    before: dict[int, Callable[..., Any] | int | None] = {}
-    try:
-        for signum in STOPPED_BY_SIGNAL:
-            before[signum] = signal.signal(signum, _raise_interrupted)
-    except ValueError:
-        pass
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """What is said, warned and logged goes to train.log; a person sees only what is said."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    own = logging.getLogger("mmrun")
-    libraries = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-    kept = [(each, each.handlers[:], each.propagate, each.level) for each in (own, *libraries)]
-    for each in (own, *libraries):
-        each.handlers, each.propagate = [handler], False
-    own.setLevel(logging.INFO)
-
-    def warned(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
-        own.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
-
-    show = warnings.showwarning
-    warnings.showwarning = warned
-    try:
-        yield
-    finally:
-        warnings.showwarning = show
-        for each, handlers, propagate, level in kept:
-            each.handlers, each.propagate = handlers, propagate
-            each.setLevel(level)
-        handler.close()
 
 
 def main_exit_code(record: Mapping[str, Any]) -> int:

@@ -20,7 +20,7 @@ from mmrun.callbacks.recorder import Recorder
 from mmrun.gradients import GradientPipeline
 from mmrun.module import MultimodalModule
 from mmrun.runs import reader
-from mmrun.train import Interrupted
+from mmrun.signals import Interrupted
 from tests.running import SMALL, fit, record_of, same, saved, start, table, the_run
 from tests.test_train import check_columns, wait_for_rows
 

@@ -23,7 +23,8 @@ from mmrun.module import MultimodalModule
 from mmrun.runs import reader
 from mmrun.runs.record import KEYS
 from mmrun.runs.writer import freeze
-from mmrun.train import Interrupted, train
+from mmrun.signals import Interrupted
+from mmrun.train import train
 from tests.running import (
     SMALL,
     column,

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
-from mmrun.module import MultimodalModule
+from mmrun.module import MultimodalModule, Scores
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import Run
 
@@ -40,7 +40,7 @@ class Checkpoints(Callback):
         every: int,
         monitor: str,
         higher: bool,
-        validate: Callable[[], dict[str, float]],
+        validate: Callable[[], Scores],
     ) -> None:
         self.paths = paths
         self.run = run
@@ -61,7 +61,8 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, MultimodalModule)
         self.validations += 1
         self.validated_step = trainer.global_step
-        score = self.sign * pl_module.validation[self.monitor]
+        assert pl_module.validation is not None
+        score = self.sign * pl_module.validation.metrics[self.monitor]
         better = score > self.best
         if better:
             self.best, self.best_step = score, trainer.global_step

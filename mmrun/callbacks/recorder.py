@@ -105,7 +105,9 @@ class Recorder(Callback):
     def log_validation(self, trainer: Trainer, module: MultimodalModule) -> None:
         """Log ``module.validation`` at the present step, with the window since the last row."""
         self.collect(trainer, module)
-        self.record(trainer, {f"val/{name}": value for name, value in module.validation.items()})
+        assert module.validation is not None
+        metrics = module.validation.metrics
+        self.record(trainer, {f"val/{name}": value for name, value in metrics.items()})
         self.flush(trainer)
 
     def collect(self, trainer: Trainer, module: MultimodalModule) -> None:

@@ -53,7 +53,8 @@ class Stops(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Patience and targets."""
         assert isinstance(pl_module, MultimodalModule)
-        values = pl_module.validation
+        assert pl_module.validation is not None
+        values = pl_module.validation.metrics
         score = self.sign * values[self.monitor]
         if score > self.best + self.min_delta:
             self.best, self.waited = score, 0

@@ -48,7 +48,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def replaced(self: MultimodalModule) -> None:
         original(self)
-        self.validation["loss"] = values.pop(0)
+        assert self.validation is not None
+        self.validation.metrics["loss"] = values.pop(0)
 
     monkeypatch.setattr(MultimodalModule, "on_validation_epoch_end", replaced)
     return values
