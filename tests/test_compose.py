@@ -79,7 +79,7 @@ def point(*overrides: str, dirs: tuple[str, ...] = ()) -> Point:
         ("clip=1.0", "1", "Norm", 1.0),
         ("clip=1e-3", "0.001", "Norm", 1e-3),
         ("clip=.5", "0.5", "Norm", 0.5),
-        ("clip=12345678", "1.23457e+07", "Norm", 12345678.0),
+        ("clip=12345678", "12345678", "Norm", 12345678.0),
         ("clip=norm", "1", "Norm", 1.0),
         ("clip=norm_2.5", "2.5", "Norm", 2.5),
         ("clip=norm_1e-3", "0.001", "Norm", 1e-3),
@@ -99,7 +99,7 @@ def test_a_law_and_its_number(given: str, choice: str, law: str, threshold: floa
     assert made.config["clip"].get("threshold") == threshold
     assert type(made.config["clip"].get("threshold")) in (float, type(None))
     # The canonical choice is itself a choice of the same point.
-    if choice != "1.23457e+07":
+    if choice != "12345678":
         assert point(f"clip={choice}").id == made.id
 
 

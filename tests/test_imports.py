@@ -140,7 +140,7 @@ def hydra_in_its_place(given: Sources) -> Iterator[str]:
                 yield f"{module}:{line} imports {target}"
             elif target == "hydra.errors" and module == "mmrun.build":
                 continue
-            elif not utils and module not in ("mmrun.compose", "mmrun.sources"):
+            elif not utils and not inside(module, "compose sources"):
                 yield f"{module}:{line} imports {target}"
         for node in ast.walk(parsed(text)):
             name = getattr(node, "attr", getattr(node, "id", None))

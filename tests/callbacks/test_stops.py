@@ -16,7 +16,7 @@ class Fake(MultimodalModule):
     """Only what Stops looks at."""
 
     def __init__(self) -> None:  # no super: a module without a model
-        self.__dict__["validation"] = {}
+        self.__dict__["validation"] = None
 
 
 def stops(**settings: Any) -> Stops:
@@ -38,7 +38,8 @@ def run(callback: Stops, name: str, values: list[float]) -> int | None:
     module = Fake()
     for number, value in enumerate(values, 1):
         trainer.global_step = 10 * number
-        module.__dict__["validation"] = {"loss": 1.0, "accuracy": 0.0, name: value}
+        metrics = {"loss": 1.0, "accuracy": 0.0, name: value}
+        module.__dict__["validation"] = SimpleNamespace(metrics=metrics)
         callback.on_validation_end(trainer, module)
         if trainer.should_stop:
             return number

@@ -1,0 +1,157 @@
+"""What a user typed -> overrides: parsed by Hydra, checked by us, split into choices of groups and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from mmrun.errors import UserError, nearest
+from mmrun.options import ENCODER, groups, options
+from mmrun.sources import number_groups, split_number
+from mmrun.spec import NOT_IN_ID, NOT_IN_ID_TRAINER, NOT_IN_ID_TRAINER_PREFIX
+
+SWEEP_WORDS = ("seeds", "rerun", "sweep")
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Each word as an override; UserError for one that is none, or that a single point cannot take."""
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    seen: dict[tuple[str, bool], str] = {}
+    for text in overrides:
+        try:
+            override = parser.parse_override(_quoted(text))
+            value = None if override.value_type is None else override.value()
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise _no_override(text) from error
+        key = override.key_or_group
+        if not all(key.replace("/", ".").split(".")):
+            raise _no_override(text)
+        once = (
+            key,
+            isinstance(value, dict),
+        )  # fusion=attention and fusion={heads: 2} are two things
+        if once in seen:
+            raise UserError(
+                f"{key} is given twice", given=f"{seen[once]} {text}", remedy="Keep one of them."
+            )
+        seen[once] = text
+        if key in SWEEP_WORDS:
+            raise UserError(
+                f"{key}= belongs to a sweep",
+                given=text,
+                remedy="This command trains a single point; set seed=N for another seed.",
+            )
+        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            raise UserError(
+                "Hydra only composes here; it launches nothing and makes no directories",
+                given=text,
+                remedy="Use outputs=DIR for the folder and name=NAME for the run.",
+            )
+        parsed.append(override)
+    return parsed
+
+
+def _quoted(text: str) -> str:
+    """The override with its value in quotes where it has letters that Hydra's grammar does not know."""
+    key, equals, value = text.partition("=")
+    plain = value.isascii() or not value.isprintable() or any(each in value for each in "\"'\\$")
+    return text if plain else f'{key}{equals}"{value}"'
+
+
+def single(parsed: list[Override]) -> list[Override]:
+    """The overrides, none of which has several values."""
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.key_or_group} has several values",
+                given=typed(override),
+                remedy="Give one value: this command trains a single point.",
+            )
+    return parsed
+
+
+def typed(override: Override) -> str:
+    """The override as the user typed it."""
+    return override.input_line or ""
+
+
+def _no_override(text: str) -> UserError:
+    remedy = "Write KEY=VALUE, e.g. fusion=attention or optimizer.lr=0.01"
+    if any(each in text for each in " ,:{}[]()'\"$"):
+        remedy += "; a value with special characters is quoted twice: 'name=\"a, b\"'"
+    return UserError("this is no override", given=text or "nothing", remedy=f"{remedy}.")
+
+
+def split(parsed: Sequence[Override], dirs: tuple[str, ...]) -> tuple[list[str], list[Override]]:
+    """Choices of groups, checked and rewritten for Hydra, and overrides of values."""
+    chosen: list[str] = []
+    values: list[Override] = []
+    known = groups(dirs)
+    for override in parsed:
+        key = override.key_or_group
+        head = key.split("/", 1)[0]
+        value = override.value() if override.value_type is not None else None
+        if isinstance(value, dict) or (head not in known and "/" not in key):
+            values.append(override)
+            continue
+        if head not in known:
+            raise UserError(
+                f"there is no group {head}", given=typed(override), remedy=nearest(head, known)
+            )
+        if override.is_delete() or override.is_add() or override.is_force_add():
+            raise UserError(
+                f"{key} is always there; its option can only be replaced",
+                given=typed(override),
+                remedy=f"Write {key}=OPTION.",
+            )
+        chosen.append(f"{key}={_checked_option(key, override, dirs)}")
+    return chosen, values
+
+
+def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
+    """The option that an override of a group names, quoted where it is a number."""
+    group, _, modality = key.partition("/")
+    given = typed(override)
+    if group == ENCODER and not modality:
+        raise UserError(
+            "encoders are chosen per modality",
+            given=given,
+            remedy="Write encoder/MODALITY=OPTION, e.g. encoder/image=cnn.",
+        )
+    if group != ENCODER and modality:
+        raise UserError(f"{group} has no parts", given=given, remedy=f"Write {group}=OPTION.")
+    option = typed(override).split("=", 1)[1].strip().strip("'\"")
+    known = options(group, dirs)
+    if option in known or (group == "experiment" and option == "null"):
+        return option
+    numbered = split_number(group, option)
+    if numbered is not None and numbered[0] in known:
+        return f"'{option}'"
+    remedy = nearest(option, known)
+    if group in number_groups():
+        remedy += f" A number works too: {key}=0.5 or {key}=value_0.1."
+    raise UserError(f"there is no {group} called {option or 'nothing'}", given=given, remedy=remedy)
+
+
+def canonical_number(group: str, option: str, config: dict[str, Any]) -> str:
+    """A choice as one would type it: none, 0.5 for the default law, value_0.1 for another."""
+    law = (split_number(group, option) or (option, 0.0))[0]
+    threshold = config.get("threshold")
+    if not isinstance(threshold, int | float):
+        return law
+    number = f"{float(threshold):.15g}"
+    return number if law == number_groups().get(group) else f"{law}_{number}"
+
+
+def outside_id(key: str) -> bool:
+    """Whether a setting leaves the numbers, and so the id, what they are."""
+    head, _, leaf = key.partition(".")
+    if head == "trainer":
+        return leaf in NOT_IN_ID_TRAINER or leaf.startswith(NOT_IN_ID_TRAINER_PREFIX)
+    return head in NOT_IN_ID

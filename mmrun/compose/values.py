@@ -1,0 +1,190 @@
+"""Values on a composed config: their keys checked, with the nearest names, then set by Hydra's own code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from mmrun.compose.overrides import typed
+from mmrun.errors import UserError, nearest
+from mmrun.options import ENCODER, groups, options
+
+YAML_INFINITY = (".inf", "+.inf", "-.inf")  # words to Hydra's command line, numbers in our files
+
+
+def apply_values(
+    config: DictConfig, values: Sequence[Override], dirs: tuple[str, ...]
+) -> DictConfig:
+    """Value overrides on a composed config, by Hydra's own code, after a check of their keys."""
+    OmegaConf.set_struct(config, True)
+    empty = tuple(_empty_mappings(config))  # still open when an override has put something in
+    for override in values:
+        key = override.key_or_group
+        try:
+            text = opened(override, config, dirs, empty)
+            before = _value(config, key)
+            rewritten = OverridesParser.create().parse_overrides([text])
+            ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
+            after = _value(config, key)
+            if isinstance(before, float) and type(after) is int and not _share_or_count(key):
+                OmegaConf.update(config, key, float(after))  # 1 and 1.0 are one setting, one id
+            if isinstance(before, float) and str(after).lower() in YAML_INFINITY:
+                OmegaConf.update(config, key, float(str(after).replace(".", "")))
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(
+                f"{key} cannot be set so", given=typed(override), remedy=sentence(error)
+            ) from error
+    return config
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """What is under a key; None for an interpolation that leads nowhere, which ``_resolve`` refuses."""
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=False)
+    except InterpolationResolutionError:
+        return None
+
+
+def _share_or_count(key: str) -> bool:
+    """Whether 1 and 1.0 differ for a setting: one batch, or all of them."""
+    return key.startswith(("trainer.limit_", "trainer.val_check_interval"))
+
+
+def opened(
+    override: Override, config: DictConfig, dirs: tuple[str, ...], empty: Sequence[str] = ()
+) -> str:
+    """The override's text, with ``++`` where it adds to a mapping that is there to be filled.
+
+    Args:
+        override: of a value.
+        config: what it applies to.
+        dirs: folders of the user's own configs.
+        empty: keys of mappings that take any key, though other overrides may have filled them.
+
+    Raises:
+        UserError: a key that the config does not have, or one that cannot be deleted.
+    """
+    text, key = typed(override), override.key_or_group
+    path = key.split(".")
+    if override.is_delete():
+        parent = OmegaConf.select(config, key.rpartition(".")[0]) if len(path) > 2 else None
+        if not isinstance(parent, DictConfig) or "_target_" in parent:
+            raise UserError(
+                f"{key} cannot be taken away", given=text, remedy=f"Give it a value: {key}=VALUE."
+            )
+        return text
+    if override.is_add() or override.is_force_add():
+        _lookup(path[:1], config, text, dirs)
+        return text
+    if any(f"{key}.".startswith(f"{each}.") for each in empty):
+        return f"++{text}"
+    value = override.value()
+    opens = _opens(path, value, config, text, dirs)
+    return f"++{text}" if opens or isinstance(value, dict) else text
+
+
+def _opens(
+    path: list[str], value: Any, config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> bool:
+    """Whether a value goes into an empty mapping: the one kind that takes any key."""
+    node, rest = _lookup(path, config, text, dirs)
+    if not isinstance(node, DictConfig) or len(node) == 0:
+        return isinstance(node, DictConfig)
+    assert not rest
+    key = ".".join(path)
+    if not isinstance(value, dict):
+        remedy = f"Set one of its keys: {', '.join(f'{key}.{each}' for each in _names(node))}."
+        if path[0] in groups(dirs):
+            remedy = f"Choose an option with {'/'.join(path)}=OPTION, or s{remedy[1:]}"
+        raise UserError(f"{key} is a mapping, not a value", given=text, remedy=remedy)
+    for part, inner in value.items():
+        _opens([*path, str(part)], inner, config, text, dirs)
+    return False
+
+
+def _lookup(
+    path: list[str], config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> tuple[Any, list[str]]:
+    """(the node at a path, what is left of the path): some is left only inside an empty mapping."""
+    node: Any = config
+    for k, part in enumerate(path):
+        if not isinstance(node, DictConfig):
+            key = ".".join(path[:k])
+            raise UserError(
+                f"{key} is a value, not a mapping", given=text, remedy=f"Write {key}=VALUE."
+            )
+        if len(node) == 0:
+            return node, path[k:]
+        if part not in node:
+            raise _unknown_key(path[: k + 1], node, config, text, dirs)
+        node = node._get_node(part)
+    return node, []
+
+
+def _unknown_key(
+    path: list[str], node: DictConfig, config: DictConfig, text: str, dirs: tuple[str, ...]
+) -> UserError:
+    """The error for a key that is not there: where it is, else what there is."""
+    *inside, part = path
+    if not inside:
+        elsewhere = [key for key in _dotted_keys(config) if key.endswith(f".{part}")]
+        remedy = f"Did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
+        problem = f"the config has no key {part}"
+    else:
+        having = _options_with(inside, part, dirs)
+        remedy = f"It is a key of {' and '.join(having)}." if having else ""
+        problem = f"{'.'.join(inside)} has no key {part}"
+    return UserError(problem, given=text, remedy=remedy or nearest(part, _names(node)))
+
+
+def _options_with(inside: list[str], part: str, dirs: tuple[str, ...]) -> list[str]:
+    """Options of the group that ``inside`` is the config of which have a key of this name."""
+    group = inside[0]
+    if len(inside) != (2 if group == ENCODER else 1):
+        return []
+    key = re.compile(rf"^{re.escape(part)}:", re.MULTILINE)
+    found = options(group, dirs).items()
+    return [
+        f"{'/'.join(inside)}={option}"
+        for option, path in found
+        if key.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in _names(config):
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig):
+            yield from _dotted_keys(node, f"{prefix}{name}.")
+
+
+def _empty_mappings(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in _names(config):
+        node = config._get_node(name)
+        if isinstance(node, DictConfig):
+            if len(node) == 0:
+                yield f"{prefix}{name}"
+            yield from _empty_mappings(node, f"{prefix}{name}.")
+
+
+def _names(node: DictConfig) -> list[str]:
+    """The keys that a user may set: without Hydra's own."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def sentence(error: BaseException) -> str:
+    """The first lines of Hydra's own message, without what is inside of OmegaConf, on one line."""
+    cause = error.__cause__ if error.__cause__ is not None else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    text = " ".join(kept[:3]) or type(cause).__name__
+    return text if text.endswith((".", "?", "!")) else f"{text}."
