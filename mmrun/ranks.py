@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
+
+# torchrun gives its ranks 30 s before it kills them; killed itself before that, it would leave them behind.
+SHUTDOWN_S = 45
 
 
 def rank_and_world() -> tuple[int, int] | None:
@@ -38,14 +42,24 @@ def launch_ranks(
     for package in trust:
         command += ["--trust", package]
     started = reader.recorded(directory)["started"]
-    # One thread pool per rank: torchrun warns unless it is told so.
-    ranks = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ranks = subprocess.Popen(
+        command,
+        # One thread pool per rank: torchrun warns unless it is told so.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        # A session of their own: Ctrl-C comes to them through us, once.
+        start_new_session=True,
+    )
+    said = threading.Thread(target=_relay, args=(ranks,), daemon=True)
+    said.start()
     try:
         ranks.wait()
-    except BaseException:
-        ranks.send_signal(signal.SIGTERM)
+        said.join()
+    except BaseException as error:
+        _quiet.add(ranks.pid)  # torchrun would print a traceback of its own
+        ranks.send_signal(getattr(error, "signum", signal.SIGTERM))
         try:
-            ranks.wait(timeout=20)
+            ranks.wait(timeout=SHUTDOWN_S)
         except subprocess.TimeoutExpired:
             ranks.kill()
         raise
@@ -55,3 +69,14 @@ def launch_ranks(
             Run.open(directory).finish("failed", stopped_by="error", error=error)
         raise RuntimeError(error)
     return reader.read(directory)
+
+
+_quiet: set[int] = set()
+
+
+def _relay(ranks: subprocess.Popen[bytes]) -> None:
+    """Pass on what the ranks write to stderr, until they are told to stop."""
+    assert ranks.stderr is not None
+    for line in ranks.stderr:
+        if ranks.pid not in _quiet:
+            sys.stderr.write(line.decode(errors="replace"))

@@ -137,9 +137,10 @@ class _Training:
                 device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
             )
         with contextlib.ExitStack() as stack:
+            # What the other ranks' libraries say, the first one's say too.
+            stack.enter_context(log_file(self.paths.log if self.first else Path(os.devnull)))
             if self.first:
                 stack.enter_context(Heartbeat(self.paths.record))
-                stack.enter_context(log_file(self.paths.log))
             try:
                 return self._fit_and_score()
             except Interrupted as signal_:
