@@ -167,6 +167,13 @@ def make(node: Mapping[str, Any], group: str, kind: type | None = None) -> Calla
             remedy=" ".join(str(error.__cause__ or error).split()),
         ) from error
     target, knobs = bound.func, bound.keywords
+    named, home = str(node["_target_"]), str(getattr(target, "__module__", ""))
+    if not any(_inside(named, each) and _inside(home, each) for each in _packages(named)):
+        raise UserError(
+            f"{group}._target_ names something that its package has only imported",
+            given=named,
+            remedy=f"It is of {home or 'no module'}; name it there, and trust that.",
+        )
     if kind is not None and not (isinstance(target, type) and issubclass(target, kind)):
         raise UserError(
             f"{group}._target_ is no {kind.__name__}",
@@ -175,6 +182,14 @@ def make(node: Mapping[str, Any], group: str, kind: type | None = None) -> Calla
         )
     check(target, knobs, group)
     return partial(_call, target, group, knobs)
+
+
+def _packages(named: str) -> tuple[str, ...]:
+    return (*OWN_PACKAGES, named.split(".", 1)[0]) if not _inside(named, "torch") else OWN_PACKAGES
+
+
+def _inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def _call(

@@ -17,7 +17,6 @@ from mmrun.batch import Batch
 from mmrun.build import Built, build
 from mmrun.checkpoint import load_weights
 from mmrun.errors import UserError, nearest
-from mmrun.options import add_to_path
 from mmrun.runs import reader
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import write_whole
@@ -45,10 +44,17 @@ def restore(
     Raises:
         UserError: it has no checkpoint, or one of another model.
     """
-    point = reader.point(directory)
-    if trust:
-        add_to_path(point.config_dirs)
-    built = build(changed(point.config, changes or {}), trust)
+    config = changed(reader.point(directory).config, changes or {})
+    # Where it was trained says nothing about where it is used.
+    config["trainer"] |= {"accelerator": "auto", "devices": 1, "num_nodes": 1}
+    if config["trainer"]["precision"] == "16-mixed" and not torch.cuda.is_available():
+        config["trainer"]["precision"] = "32-true"
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the caller's random numbers and threads stay as they are
+        built = build(config, trust)
+    torch.set_num_threads(threads)
     paths = Paths(directory)
     found = paths.best if paths.best.exists() else paths.last
     if not found.exists():
@@ -83,9 +89,8 @@ def evaluate(
             )
     built = restore(directory, changes=changes, trust=trust)
     batches = built.loader("test", device=built.module.device)
-    limit = limited(built.options.limit_test_batches, len(batches))
-    metrics = built.module.score(batches, limit).metrics
-    scores = {f"test/{name}": value for name, value in metrics.items()}
+    scored = built.module.score(batches, limited(built.options.limit_test_batches, len(batches)))
+    scores = {f"test/{name}": value for name, value in scored.metrics.items()}
     condition = ",".join(f"{key}={value}" for key, value in sorted(changes.items())) or "test"
     name = re.sub(r"[^\w=.,-]", "_", condition)[:120]
     path = Paths(directory).evaluations / f"{name}.json"
@@ -93,7 +98,7 @@ def evaluate(
     record = {
         "condition": dict(changes),
         "test": scores,
-        "samples": built.dataset.spec.sizes["test"],
+        "samples": len(scored.index),
     }
     write_whole(path, json.dumps(record, indent=1) + "\n")
     return path, scores

@@ -68,12 +68,16 @@ def describe(path: Path) -> str:
     return ""
 
 
+added_to_path: list[str] = []  # what this process trusts, for processes that it starts
+
+
 def add_to_path(config_dirs: Collection[str]) -> None:
     """Make modules beside the user's config folders importable, after everything else."""
     for folder in config_dirs:
         parent = str(Path(folder).resolve().parent)
         if parent not in sys.path:
             sys.path.append(parent)
+            added_to_path.append(parent)
 
 
 def packages_beside(config_dirs: Collection[str]) -> list[str]:

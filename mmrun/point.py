@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError
-from mmrun.options import add_to_path
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
 
@@ -33,7 +32,8 @@ def run(
         directory: a run directory.
         resume: continue from its last.ckpt.
         changes: {dotted key: value} that differ from the frozen config, besides those recorded.
-        trust: packages beside mmrun and torch.optim that its ``_target_`` may name.
+        trust: packages beside mmrun and torch.optim that its ``_target_`` may name. They must be
+            importable: the folders that the run recorded are not, by themselves.
 
     Raises:
         UserError: for what the user can mend.
@@ -48,13 +48,11 @@ def run(
             remedy=f"Wait for process {record['pid']} on {record['host']}, or stop it.",
         )
     frozen = reader.point(directory)
-    if trust:
-        add_to_path(frozen.config_dirs)
     return train(
         frozen,
         directory,
         resume=resume,
-        changes={**record["resumed"], **(changes or {})},
+        changes={**(record["resumed"] if resume else {}), **(changes or {})},
         trust=trust,
     )
 

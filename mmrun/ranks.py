@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mmrun.options import added_to_path
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
 
@@ -45,7 +46,7 @@ def launch_ranks(
     ranks = subprocess.Popen(
         command,
         # One thread pool per rank: torchrun warns unless it is told so.
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
         stderr=subprocess.PIPE,
         # A session of their own: Ctrl-C comes to them through us, once.
         start_new_session=True,
@@ -69,6 +70,11 @@ def launch_ranks(
             Run.open(directory).finish("failed", stopped_by="error", error=error)
         raise RuntimeError(error)
     return reader.read(directory)
+
+
+def _python_path() -> str:
+    """Where the ranks find modules: where we do, with the folders that the user has named."""
+    return os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *added_to_path])
 
 
 _quiet: set[int] = set()

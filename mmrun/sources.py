@@ -103,13 +103,15 @@ class MmrunSource(ConfigSource):
         if config_path == "preferred":
             choices = preferred.get().choices
             return {"defaults": [{f"/{group}": option} for group, option in choices.items()]}
+        dirs = preferred.get().config_dirs
         match config_path.removesuffix(".yaml").split("/"):
             case [group, option] if (numbered := split_number(group, option)) is not None:
                 law, number = numbered
-                if law in options(group, preferred.get().config_dirs):
+                known = options(group, dirs)
+                if law in known and option not in known:  # a file of that name is what is meant
                     return {"defaults": [law, "_self_"], "threshold": number}
             case [group, _, option] if group == ENCODER:
-                if option in options(ENCODER, preferred.get().config_dirs):
+                if option in options(ENCODER, dirs):
                     return {"defaults": [f"/{ENCODER}/{option}@_here_"]}
             case _:
                 pass

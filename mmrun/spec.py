@@ -21,6 +21,8 @@ MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 NOT_IN_ID = ("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile")
 NOT_IN_ID_TRAINER = ("accelerator", "devices", "num_nodes")
 NOT_IN_ID_TRAINER_PREFIX = "enable_"
+# Settings of which 1 is one batch and 1.0 all of them.
+SHARE_OR_COUNT = ("limit_", "val_check_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +104,17 @@ def config_id(config: Mapping[str, Any]) -> str:
             for key, value in trainer.items()  # pyright: ignore[reportUnknownVariableType]
             if key not in NOT_IN_ID_TRAINER and not str(key).startswith(NOT_IN_ID_TRAINER_PREFIX)  # pyright: ignore[reportUnknownArgumentType]
         }
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_canonical(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(value: Any, key: str = "") -> Any:
+    """1.0 as 1, so that one setting has one id; but where 1 is a number of batches and 1.0 all of them."""
+    if isinstance(value, Mapping):
+        items = value.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return {str(k): _canonical(v, str(k)) for k, v in items}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [_canonical(each, key) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, float) and value.is_integer() and not key.startswith(SHARE_OR_COUNT):
+        return int(value)
+    return value

@@ -71,7 +71,7 @@ def mode(option: str) -> tuple[Mode, str]:
     if variable == "disabled":
         return "none", "W&B: off (WANDB_MODE=disabled)."
     if variable in ("offline", "dryrun"):
-        return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: mmrun wandb sync"
+        return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: wandb sync"
     if has_key():
         return "online", ""
     host = urlsplit(base_url()).netloc or base_url()
@@ -181,7 +181,7 @@ def start(
             return _begun(run)
         except Exception as error:
             _unreachable.add(base_url())
-            say(f"W&B: offline ({_reason(error)}); upload later with: mmrun wandb sync")
+            say(f"W&B: offline ({_reason(error)}); upload later with: wandb sync")
             if not _active:
                 wandb.teardown()  # else wandb still holds the id of the run that failed
             else:
@@ -200,6 +200,16 @@ def describe(run: Run | None, mode: Mode) -> dict[str, Any]:
     if run.offline:  # asking it for a URL prints a warning
         return {"id": run.id, "url": None, "mode": "offline"}
     return {"id": run.id, "url": run.url, "mode": "online"}
+
+
+def summarise(run: Run | None, values: Mapping[str, Any]) -> None:
+    """Put final scores into the run's summary; a failure is said in one line and is no more than that."""
+    if run is None:
+        return
+    try:
+        run.summary.update(dict(values))
+    except Exception as error:
+        _to_stderr(f"W&B: the scores could not be added ({_reason(error)})")
 
 
 def finish(run: Run | None, exit_code: int = 0) -> None:

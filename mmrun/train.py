@@ -78,6 +78,12 @@ def train(
         _check_nodes(built)
         ranks = built.options.devices * built.options.num_nodes
         built.loader("train", shuffle=True, world=ranks)  # too few samples for them is found now
+        if built.dataset.spec.sizes["val"] < ranks:
+            raise UserError(
+                "there are fewer validation samples than devices",
+                given=f"{built.dataset.spec.sizes['val']} samples, {ranks} devices",
+                remedy="Use fewer devices.",
+            )
         check(tracking.Options, config["logger"], "logger")
         if resume and directory is not None:
             _check_checkpoint(built.module, Paths(directory))
@@ -182,6 +188,9 @@ class _Training:
         finally:
             recorder.close()  # at a bad ending too: what was logged is in the files
         fit_seconds = time.monotonic() - fit_began
+        if self.module.validation is None:  # resumed after the last step: Lightning trained nothing
+            self.module.to(self.device)
+            self.module.validation = self._validate()
         if not self.first:
             return self.run.record
         self.module.to(self.device)
@@ -192,11 +201,10 @@ class _Training:
         stable = judge(self.module, self.paths, recorder.diverged_at)
         goal = self.module.objective
         steps = trainer.global_step
-        self._keep_checkpoints()
         self._end(
             "diverged" if stable.state == "diverged" else "finished",
             stopped_by="diverged" if stable.state == "diverged" else stopped_by,
-            error=f"the loss or a gradient was not finite at step {recorder.diverged_at}"
+            error=f"the loss or a gradient was not finite at step {stable.step}"
             if stable.state == "diverged"
             else None,
             stability=stable.state,
@@ -218,12 +226,12 @@ class _Training:
                 stable=stable,
             ),
             steps=steps,
-            epochs=trainer.current_epoch,
+            epochs=checkpoints.epochs,
             steps_per_second=(steps - start) / max(fit_seconds, 1e-9),
             steps_to_target=stops.steps_to_target,
         )
-        if self.wandb is not None:
-            self.wandb.summary.update({**self.run.record["test"], **self.run.record["test_last"]})
+        self._keep_checkpoints()  # all of them are there until the record says how it ended
+        tracking.summarise(self.wandb, {**self.run.record["test"], **self.run.record["test_last"]})
         self._finish_tracking(1 if stable.state == "diverged" else 0)
         return self.run.record
 
@@ -346,7 +354,7 @@ class _Training:
         tracking.finish(run, exit_code)
 
     def _loggers(self) -> list[Logger]:
-        return [] if self.wandb is None else [WandbLogger(experiment=self.wandb)]
+        return [] if self.wandb is None else [_Forgiving(experiment=self.wandb)]
 
     def _say(self, line: str) -> None:
         if self.first:
@@ -360,6 +368,21 @@ class _LastingConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Forgiving(WandbLogger):
+    """A W&B that fails is said once, and ends no training: the run's own files have every row."""
+
+    failed = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.failed:
+            return
+        try:
+            super().log_metrics(dict(metrics), step)
+        except Exception as error:
+            self.failed = True
+            logging.getLogger("mmrun").error("W&B: logging has stopped (%s)", error)
 
 
 class _OwnSignals(Callback):

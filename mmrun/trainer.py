@@ -17,7 +17,6 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from mmrun.errors import UserError
 
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
@@ -28,7 +27,6 @@ class TrainerOptions:
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: int
     num_nodes: int
-    strategy: Literal["auto", "ddp"]
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
     deterministic: bool
     max_epochs: int
@@ -147,7 +145,7 @@ def make_trainer(
         num_nodes=options.num_nodes,
         strategy=strategy,
         precision=options.precision,
-        deterministic=options.deterministic or None,
+        deterministic=options.deterministic,
         max_epochs=options.max_epochs,
         max_steps=options.max_steps,
         max_time=options.max_time,

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def table(path: Path) -> list[dict[str, str]]:
     for row in rows:
         row.pop("time", None)
     return rows
+
+
+def cpu_seconds(call: Callable[[], Any], *, tries: int = 3) -> float:
+    """The least that a call costs this process; a busy machine changes it little."""
+    costs: list[float] = []
+    for _ in range(tries):
+        begin = time.process_time()
+        call()
+        costs.append(time.process_time() - begin)
+    return min(costs)
 
 
 def column(path: Path, name: str) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pty
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -18,7 +20,7 @@ import pytest
 import yaml
 
 from mmrun import cli
-from tests.running import CONF, SMALL, fit, mmrun, record_of, run_python, the_run
+from tests.running import CONF, ROOT, SMALL, fit, mmrun, record_of, run_python, the_run
 
 FUSION = """\
 import torch
@@ -188,7 +190,45 @@ def test_a_fusion_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture
     assert str(folder) in said(capsys, "show")
 
 
+def test_train_takes_no_trust(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", "--trust", "mine", *SMALL]) == 2
+    assert "train takes no --trust (given: mine)" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_of_garbage_is_left_as_it_was(
+    enabled: bool, capsys: pytest.CaptureFixture[str]
+):
+    assert gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        said(capsys, "train", "--cfg", "job")
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+
+
 # Where things go
+
+
+def test_the_script_says_how_it_was_called(tmp_path: Path):
+    """Its own path as one would type it, so that the commands that mmrun prints can be pasted."""
+    script = tmp_path / "it's a checkout" / "scripts" / "mmrun"
+    script.parent.mkdir(parents=True)
+    script.symlink_to(ROOT / "scripts" / "mmrun")
+    stub = tmp_path / "venv" / "bin" / "mmrun"
+    stub.parent.mkdir(parents=True)
+    stub.write_text('#!/bin/sh\nprintf %s "$MMRUN_COMMAND"\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        [script],
+        env={"PATH": "/usr/bin:/bin", "MMRUN_VENV": str(tmp_path / "venv")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shlex.split(done.stdout) == [str(script)]
 
 
 @pytest.mark.trains

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from mmrun import cli, compose
 from mmrun.errors import UserError
-from mmrun.point import add_to_path
+from mmrun.options import add_to_path
 from mmrun.spec import Point
 from tests.running import CONF, record_of, the_run
 
@@ -157,7 +157,7 @@ def test_what_changes_numbers_changes_the_id():
         "trainer.max_epochs=5",
         "trainer.precision=64-true",
         "trainer.limit_train_batches=1",
-        "trainer.strategy=ddp",
+        "trainer.patience=3",
         "optimizer.scopes.text.lr=0.1",
         "model.feature_clip=1",
         "missing.test_rate=0.1",
@@ -317,6 +317,37 @@ def test_a_user_s_folder_adds_and_replaces_nothing(own: str):
     assert "mmrun" in point("fusion=concat", dirs=(own,)).config["fusion"]["_target_"]
     with pytest.raises(UserError, match="no fusion called largest"):
         point("fusion=largest")
+
+
+@pytest.mark.parametrize("option", ["norm_2", "7"])
+def test_a_user_s_file_comes_before_a_law_and_its_number(own: str, option: str):
+    path = Path(own) / "clip" / f"{option}.yaml"
+    path.parent.mkdir()
+    path.write_text("# Own\n_target_: my_clip.Mine\nthreshold: 5.0\n")
+    made = point(f"clip={option}", dirs=(own,))
+    assert made.config["clip"] == {"_target_": "my_clip.Mine", "threshold": 5.0}
+    assert point(f"clip={option}").config["clip"]["_target_"] == "mmrun.clip.norm.Norm"
+    again = point("clip=norm_2_4", dirs=(own,)) if option == "norm_2" else made
+    assert again.config["clip"]["_target_"] == "my_clip.Mine"
+
+
+def test_the_choice_of_a_user_s_numbered_law_is_a_choice_of_the_same_point(own: str):
+    path = Path(own) / "clip" / "norm_2.yaml"
+    path.parent.mkdir()
+    path.write_text("# Own\n_target_: my_clip.Mine\nthreshold: 5.0\n")
+    made = point("clip=norm_2", dirs=(own,))
+    assert made.choices["clip"] == "norm_2_5"
+    assert point("clip=norm_2_5", dirs=(own,)).id == made.id
+
+
+@pytest.mark.parametrize("name", ["it's, conf", "[a]{b}=c", "back\\", 'say "a"'])
+def test_any_folder_holds_configs(own: str, name: str, capsys: pytest.CaptureFixture[str]):
+    folder = str(Path(own).rename(Path(own).with_name(name)))
+    made = point("fusion=largest", dirs=(folder,))
+    assert made.config["fusion"]["_target_"] == "my_fusion.Largest"
+    assert made.config_dirs == (folder,)
+    assert cli.main(["train", "--config-dir", folder, "--cfg", "job", "fusion=largest"]) == 0
+    assert "my_fusion.Largest" in capsys.readouterr().out
 
 
 @pytest.mark.trains

@@ -373,6 +373,15 @@ def test_help_loads_next_to_nothing(words: list[str]):
     assert foreign == set()
 
 
+def test_the_clip_laws_need_no_import_of_their_own():
+    text = (
+        "import sys, mmrun; assert 'torch' not in sys.modules; assert mmrun.clip.norm.Norm(threshold=1.0);"
+        "import mmrun.clip as c; assert not hasattr(mmrun, 'x') and not hasattr(c, 'x')"
+    )
+    done = run_python("-c", text)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_checks_of_loading_can_fail():
     done = run_python("-X", "importtime", "-c", "import mmrun.checkpoint")
     assert any(line.rpartition("|")[2].strip() == "torch" for line in done.stderr.splitlines())

@@ -53,6 +53,8 @@ CONFIGS: dict[str, list[str]] = {
         "trainer.tolerance=0.01",
         "schedule=constant",
     ],
+    "target": ["trainer.target={accuracy: 0.3}", "trainer.max_epochs=30"],
+    "few steps": ["trainer.max_steps=20"],
     "per loss": [RANDOM, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=5"],
 }
 
@@ -200,6 +202,36 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(
     assert record["status"] == "finished"
     check_same(directory, expected)
     assert not [path.name for path in (directory / "checkpoints").glob(".*")]
+
+
+@pytest.mark.parametrize("name", ["plain", "stopping", "target", "few steps"])
+def test_a_kill_after_the_last_step_trains_no_more(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+):
+    """All is decided by then: why it stopped, and that it did."""
+    expected = reference(name, tmp_path_factory)
+    directory = Path("run").absolute()
+    with monkeypatch.context() as patch:
+        patch.setattr("mmrun.train.score_checkpoints", lambda *_: interrupt())
+        with pytest.raises(Interrupted):
+            fit(*overrides(name), directory=directory)
+    point.run(directory, resume=True)
+    check_same(directory, expected)
+
+
+def test_a_diverged_run_that_was_killed_stays_diverged(monkeypatch: pytest.MonkeyPatch):
+    words = [*overrides("plain"), "optimizer=sgd", "optimizer.lr=1e9", "schedule=constant"]
+    straight = fit(*(w for w in words if w != "clip=0.5"), directory=Path("straight").absolute())
+    directory = Path("run").absolute()
+    with monkeypatch.context() as patch:
+        patch.setattr("mmrun.train.score_checkpoints", lambda *_: interrupt())
+        with pytest.raises(Interrupted):
+            fit(*(w for w in words if w != "clip=0.5"), directory=directory)
+    record = point.run(directory, resume=True)
+    assert record["status"] == straight["status"] == "diverged"
+    assert record["steps"] == straight["steps"]
+    assert record["error"] == straight["error"]
+    assert same(table(directory / "gradients.csv"), table(straight["directory"] / "gradients.csv"))
 
 
 def test_interrupted_twice_and_then_again(tmp_path_factory: pytest.TempPathFactory):

@@ -54,6 +54,7 @@ class Checkpoints(Callback):
         self.best_step: int | None = None
         self.validate = validate
         self.validated_step = -1
+        self.epochs = 0  # begun, as of the last validation
         self.saved_step = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,6 +62,7 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, MultimodalModule)
         self.validations += 1
         self.validated_step = trainer.global_step
+        self.epochs = trainer.current_epoch + 1
         assert pl_module.validation is not None
         score = self.sign * pl_module.validation.metrics[self.monitor]
         better = score > self.best
@@ -73,9 +75,12 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where training ended between two validations, validate once more: last is where it ended."""
         assert isinstance(pl_module, MultimodalModule)
-        if self.validated_step != trainer.global_step:
+        fresh = self.validated_step != trainer.global_step
+        if fresh or pl_module.validation is None:  # None: resumed where nothing was left to train
             pl_module.validation = self.validate()
+        if fresh:
             self.recorder.log_validation(trainer, pl_module)
+            self.stops.on_validation_end(trainer, pl_module)
             self.on_validation_end(trainer, pl_module)
         if self.saved_step != trainer.global_step:
             self.save(trainer, best=False)
@@ -103,17 +108,25 @@ class Checkpoints(Callback):
         self.run.update(
             metrics=self.recorder.summary,
             steps=trainer.global_step,
-            epochs=trainer.current_epoch + 1,
+            epochs=self.epochs,
             steps_to_target=self.stops.steps_to_target,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What is best so far."""
-        return {"validations": self.validations, "best": self.best, "best_step": self.best_step}
+        return {
+            "validations": self.validations,
+            "validated_step": self.validated_step,
+            "epochs": self.epochs,
+            "best": self.best,
+            "best_step": self.best_step,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.validations = state_dict["validations"]
+        self.validated_step = self.saved_step = state_dict["validated_step"]
+        self.epochs = state_dict["epochs"]
         self.best = state_dict["best"]
         self.best_step = state_dict["best_step"]
 

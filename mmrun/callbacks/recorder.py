@@ -73,8 +73,10 @@ class Recorder(Callback):
     # Lightning's hooks
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Rows are counted from the step at which training (re)starts."""
+        """Rows are counted from the step at which training (re)starts; a diverged run does not."""
         self._flushed = trainer.global_step
+        if self.diverged_at is not None:
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self,
@@ -116,7 +118,8 @@ class Recorder(Callback):
         if rows is None:
             return
         if trainer.world_size > 1:  # gradients are equal on all ranks, losses are not
-            rows[:, 0] = trainer.strategy.reduce(rows[:, 0].contiguous(), reduce_op="mean")
+            how = "sum" if module.objective.sums else "mean"
+            rows[:, 0] = trainer.strategy.reduce(rows[:, 0].contiguous(), reduce_op=how)
         table = rows.double().cpu().numpy()
         steps = np.arange(self._flushed + 1, self._flushed + 1 + len(table))
         self._flushed += len(table)
@@ -205,6 +208,7 @@ class Recorder(Callback):
             "summary": {name: dict(entry) for name, entry in self.summary.items()},
             "nonfinite": self.nonfinite,
             "losses": list(self.losses),
+            "diverged_at": self.diverged_at,
             "elapsed": time.monotonic() - self.started,
         }
 
@@ -213,4 +217,5 @@ class Recorder(Callback):
         self.summary = {name: dict(entry) for name, entry in state_dict["summary"].items()}
         self.nonfinite = state_dict["nonfinite"]
         self.losses = list(state_dict["losses"])
+        self.diverged_at = state_dict["diverged_at"]
         self.started = time.monotonic() - state_dict["elapsed"]

@@ -50,6 +50,11 @@ class Stops(Callback):
         self.steps_to_target: int | None = None
         self.stopped_by: str | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """A run that was resumed after it had decided to stop stops."""
+        if self.stopped_by is not None:
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Patience and targets."""
         assert isinstance(pl_module, MultimodalModule)
@@ -94,6 +99,7 @@ class Stops(Callback):
             "waited": self.waited,
             "epoch_loss": self.epoch_loss,
             "steps_to_target": self.steps_to_target,
+            "stopped_by": self.stopped_by,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -102,3 +108,4 @@ class Stops(Callback):
         self.waited = state_dict["waited"]
         self.epoch_loss = state_dict["epoch_loss"]
         self.steps_to_target = state_dict["steps_to_target"]
+        self.stopped_by = state_dict["stopped_by"]

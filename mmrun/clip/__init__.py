@@ -1,8 +1,8 @@
 """Clip laws: gradients -> gradients, measured. One file each; usable in any PyTorch loop.
 
-    from mmrun.clip.norm import Norm
+    import mmrun
 
-    law = Norm(threshold=0.5, per="modality")
+    law = mmrun.clip.norm.Norm(threshold=0.5, per="modality")
     law.bind({"image": dict(image.named_parameters()), "head": dict(head.named_parameters())})
     ...
     loss.backward()
@@ -18,3 +18,17 @@ To add one: ``mmrun/clip/x.py`` with a class ``X``, ``conf/clip/x.yaml``, and th
 The tests find it in ``conf/clip``: parity with the oracle, the properties of every law, no host sync.
 ``mmrun.clip`` imports torch and ``mmrun.errors``, nothing else of mmrun.
 """
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The module of a law, imported when it is first named."""
+    module = f"{__name__}.{name}"
+    if importlib.util.find_spec(module) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(module)

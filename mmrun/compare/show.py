@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mmrun.errors import printable
 from mmrun.exits import program
 from mmrun.runs import verdict
 from mmrun.runs.layout import Paths
@@ -50,7 +51,7 @@ def show(directory: Path, *, width: int = WIDTH, color: bool = False) -> str:
     if record["status"] == UNREADABLE:
         _print_unreadable(console, directory, record)
         return _trimmed(out)
-    console.print(Text(record["name"] or directory.name, style="bold"))
+    console.print(_text(record["name"] or directory.name, "bold"))
     console.print(_facts(directory, record))
     scores = _scores(record)
     if scores is not None:
@@ -60,10 +61,10 @@ def show(directory: Path, *, width: int = WIDTH, color: bool = False) -> str:
     if scopes is not None:
         console.print(Padding(scopes, (1, 0, 0, 0)))
     # Commands go out unwrapped, so that they can be copied.
-    out.write(f"\nmake it again:  {command(record)}\n")
+    out.write(f"\nmake it again:  {printable(command(record))}\n")
     hint = _resume_hint(directory, record)
     if hint:
-        out.write(f"{hint}\n")
+        out.write(f"{printable(hint)}\n")
     return _trimmed(out)
 
 
@@ -100,6 +101,11 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def _text(value: object, style: str = "") -> Text:
+    """A value as it may go to a terminal: a run.json may come from anywhere."""
+    return Text(printable(str(value)), style=style)
+
+
 def _trimmed(out: io.StringIO) -> str:
     """What was printed, without the blanks that rich pads cells with."""
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -112,13 +118,13 @@ def _law(target: str) -> str:
 
 
 def _print_unreadable(console: Console, directory: Path, record: Mapping[str, Any]) -> None:
-    console.print(Text(str(directory), style="bold"))
-    console.print(Text(f"unreadable: {record['error']}", style="red"))
+    console.print(_text(directory, "bold"))
+    console.print(_text(f"unreadable: {record['error']}", "red"))
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except OSError:
         return
-    console.print(Text(f"in it: {', '.join(names) or 'nothing'}"))
+    console.print(_text(f"in it: {', '.join(names) or 'nothing'}"))
 
 
 def _facts(directory: Path, record: Mapping[str, Any]) -> Table:
@@ -128,7 +134,7 @@ def _facts(directory: Path, record: Mapping[str, Any]) -> Table:
 
     def add(label: str, value: object, style: str = "") -> None:
         if value not in (None, "", _NONE):
-            grid.add_row(Text(label), Text(str(value), style=style))
+            grid.add_row(_text(label), _text(value, style))
 
     status = record["status"]
     stability, monitor = record["stability"], _mapping(record["monitor"])
@@ -173,7 +179,7 @@ def _scores(record: Mapping[str, Any]) -> Table | None:
         return None
     table = _table("metric", columns)
     for name in sorted({name for values in columns.values() for name in values}):
-        table.add_row(Text(name), *(_say(values.get(name)) for values in columns.values()))
+        table.add_row(_text(name), *(_say(values.get(name)) for values in columns.values()))
     return table
 
 
@@ -187,7 +193,7 @@ def _scope_table(clip: Mapping[str, Any]) -> Table | None:
         values = _mapping(given)
         norm = _mapping(values.get("norm"))
         table.add_row(
-            Text(str(scope)),
+            _text(scope),
             *(_say(norm.get(quantile)) for quantile in ("p50", "p90", "p99")),
             _say(values.get("share"), percent=True),
             _say(values.get("fraction"), percent=True),
@@ -286,4 +292,4 @@ def _say(value: Any, *, percent: bool = False) -> str:
         if percent:
             return f"{100 * value:.0f} %"
         return str(value) if isinstance(value, int) else f"{value:.4g}"
-    return str(value)
+    return printable(str(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.compare.show import command
+from mmrun.errors import printable
 from mmrun.exits import program
 
 
@@ -33,7 +34,7 @@ def summary(record: Mapping[str, Any]) -> str:
     directory = _relative(Path(str(record.get("directory", ""))))
     lines.append(f"{'run':8} {directory}")
     lines.append(f"{'next':8} {_next(record, directory)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _status(record: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
     resolved = _resolve(config)
     _finish_dataset(resolved, choices)
     if "clip" in choices:
-        choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"])
+        choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], dirs)
     resolved["outputs"] = _text(resolved, "outputs")
     name = _text(resolved, "name") if resolved["name"] else _name(parsed, choices)
     return Point(
@@ -135,7 +135,7 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
     rewritten = full_overrides(words, dirs)
     register()
     said = io.StringIO()
-    words, sys.argv = sys.argv, ["mmrun train", *flags, *rewritten]
+    saved, sys.argv = sys.argv, ["mmrun train", *flags, *rewritten]
     try:
         with contextlib.redirect_stderr(said):
             main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_nothing)()
@@ -146,7 +146,7 @@ def hydra_answers(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> 
         asked = " ".join(arguments)
         raise UserError("Hydra cannot answer this", given=asked, remedy=f"{last}.") from error
     finally:
-        sys.argv = words
+        sys.argv = saved
 
 
 def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -103,8 +103,9 @@ def searchpath(dirs: tuple[str, ...]) -> list[str]:
     """User folders come after mmrun's own: they add options and replace none."""
     if not dirs:
         return []
-    listed = ",".join(f"'file://{folder}'" for folder in dirs)
-    return [f"hydra.searchpath=['mmrun://',{listed}]"]
+    places = ("mmrun://", *(f"file://{folder}" for folder in dirs))
+    listed = ",".join(QuotedString(place, Quote.single).with_quotes() for place in places)
+    return [f"hydra.searchpath=[{listed}]"]
 
 
 def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConfig, dict[str, str]]:

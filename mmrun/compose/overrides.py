@@ -128,20 +128,21 @@ def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
         raise UserError(f"{group} has no parts", given=given, remedy=f"Write {group}=OPTION.")
     option = typed(override).split("=", 1)[1].strip().strip("'\"")
     known = options(group, dirs)
+    numbered = split_number(group, option)
+    if numbered is not None and (option in known or numbered[0] in known):
+        return f"'{option}'"
     if option in known or (group == "experiment" and option == "null"):
         return option
-    numbered = split_number(group, option)
-    if numbered is not None and numbered[0] in known:
-        return f"'{option}'"
     remedy = nearest(option, known)
     if group in number_groups():
         remedy += f" A number works too: {key}=0.5 or {key}=value_0.1."
     raise UserError(f"there is no {group} called {option or 'nothing'}", given=given, remedy=remedy)
 
 
-def canonical_number(group: str, option: str, config: dict[str, Any]) -> str:
+def canonical_number(group: str, option: str, config: dict[str, Any], dirs: tuple[str, ...]) -> str:
     """A choice as one would type it: none, 0.5 for the default law, value_0.1 for another."""
-    law = (split_number(group, option) or (option, 0.0))[0]
+    numbered = None if option in options(group, dirs) else split_number(group, option)
+    law = numbered[0] if numbered else option
     threshold = config.get("threshold")
     if not isinstance(threshold, int | float):
         return law

@@ -8,7 +8,8 @@ raises ``UserError`` for anything that the user can mend; it writes nothing.
 
 A ``Split`` has ``len()``, ``batch(index: Tensor) -> Batch`` (batched indexing: no per-sample Python),
 ``to(device)`` and ``group`` (int64 [N]: samples that share a group, such as views of one digit or clips of one
-speaker, are not independent). Validation is never test, and no group is in two splits.
+speaker, are not independent). Validation is never test. A dataset that makes its splits puts no group into two of
+them; where train and test come as files that share groups, so may train and a validation held out of it.
 
 ``prepare(modality, values) -> values`` is what ``mmrun predict`` needs: samples as the user has them
 become what the encoder gets. A dataset that scales its files scales new samples alike.

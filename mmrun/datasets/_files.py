@@ -14,6 +14,7 @@ from mmrun.errors import UserError
 from mmrun.spec import KINDS
 
 SPLITS = ("train", "val", "test")
+ROWS_AT_ONCE = 1024  # of files larger than memory
 
 
 class Folder:
@@ -158,7 +159,26 @@ def read(path: Path, *, numbers: bool) -> NDArray[Any]:
         raise UserError("the file holds a single number, not an array", given=path)
     if numbers and array.dtype.kind not in "biuf":
         raise UserError("the file does not hold numbers", given=f"{path}, {array.dtype}")
+    wrong = _not_finite(array)
+    if wrong:
+        raise UserError(
+            "the file has values that are not finite",
+            given=f"{path}, {wrong} of {array.size}",
+            remedy="Replace NaN, infinity and what is too large for float32.",
+        )
     return array
+
+
+def _not_finite(array: NDArray[Any]) -> int:
+    """How many values are no finite float32, which is what numbers become."""
+    if array.dtype.kind != "f":
+        return 0
+    count = 0
+    with np.errstate(over="ignore"):
+        for start in range(0, len(array), ROWS_AT_ONCE):
+            chunk = array[start : start + ROWS_AT_ONCE].astype(np.float32)
+            count += int(np.count_nonzero(~np.isfinite(chunk)))
+    return count
 
 
 def _class_ids(values: NDArray[Any], split: str) -> NDArray[np.int64]:
@@ -171,7 +191,7 @@ def _class_ids(values: NDArray[Any], split: str) -> NDArray[np.int64]:
             remedy="Class labels are [N]; for values to predict, use dataset.target=value.",
         )
     ids = values.astype(np.int64)
-    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (ids == values).all()):
+    if not (ids == values).all():
         raise UserError(
             f"{split}_labels.npy holds fractions, which are no classes",
             remedy="Use dataset.target=value.",
@@ -185,7 +205,4 @@ def _values(values: NDArray[Any], split: str) -> NDArray[np.float32]:
             f"{split}_labels.npy does not hold values [N] or [N, D]",
             given=f"shape {list(values.shape)}",
         )
-    numbers = values.astype(np.float32).reshape(len(values), -1)
-    if not np.isfinite(numbers).all():
-        raise UserError(f"{split}_labels.npy has values that are not finite")
-    return numbers
+    return values.astype(np.float32).reshape(len(values), -1)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmrun.datasets._files import ROWS_AT_ONCE
 from mmrun.errors import UserError
 from mmrun.spec import Kind, ModalitySpec
 
@@ -25,7 +26,6 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 # The axis that keeps its own mean and standard deviation.
 FEATURE_AXIS = {"image": "C", "spectrogram": "F", "sequence": "F", "vector": "F", "frames": "C"}
-ROWS_AT_ONCE = 1024  # for statistics of files larger than memory
 
 
 class Input:
@@ -98,11 +98,6 @@ class Input:
         mean = np.average(means, axis=0, weights=weight)
         # Variance within the chunks and between them; a sum of squares would cancel.
         variance = np.average(spreads + (means - mean) ** 2, axis=0, weights=weight)
-        if not np.isfinite(variance).all():
-            raise UserError(
-                f"modality {self.spec.name} has values in train that are not finite",
-                remedy="Replace NaN and infinity in its file.",
-            )
         sd = np.sqrt(variance)
         sd = np.where(sd < 1e-6 * (1 + np.abs(mean)), 1.0, sd)
         if not enabled:

@@ -80,6 +80,8 @@ class Arrays(Dataset):
                         remedy="Row i of every file of a split must be the same sample.",
                     )
         groups, real_groups = folder.groups({split: len(labels[split]) for split in files})
+        if "val" in files and real_groups:
+            _check_apart(groups)
         rows = {split: torch.arange(len(labels[split])) for split in files}
         if "val" not in files:
             known = groups if real_groups else None
@@ -194,6 +196,18 @@ class ArraysSplit:
 def _scaled(stored: Tensor, scale: tuple[Tensor, Tensor] | None) -> Tensor:
     """Stored samples [B, ...] as the encoder gets them: ids where there is no scale, else (x - mean) / sd."""
     return stored.long() if scale is None else (stored.float() - scale[0]) / scale[1]
+
+
+def _check_apart(groups: Mapping[str, NDArray[np.int64]]) -> None:
+    """UserError where groups {split: [N]} of given val files are in train too."""
+    shared = np.intersect1d(groups["train"], groups["val"])
+    if len(shared):
+        raise UserError(
+            "val_groups.npy has groups that are in train_groups.npy too",
+            given=f"{len(shared)} of {len(np.unique(groups['val']))}",
+            remedy="Keep the samples of a group in one of the two, "
+            "or take the groups files away where the groups do not matter.",
+        )
 
 
 def _held_out(

@@ -87,7 +87,12 @@ def _hashed_uniform(index: Tensor, columns: int, seed: int) -> Tensor:
     """
     low = 0xFFFFFFFF
     column = torch.arange(columns, device=index.device)
-    x = (index.unsqueeze(1) * 0x9E3779B1 + column * 0x85EBCA77 + seed * 0xC2B2AE3D + 1) & low
+    x = (
+        index.unsqueeze(1) * 0x9E3779B1
+        + column * 0x85EBCA77
+        + (seed & low) * 0xC2B2AE3D % (low + 1)
+        + 1
+    ) & low
     for multiplier in (0x21F0AAAD, 0x735A2D97):
         x = ((x ^ (x >> 16)) * multiplier) & low
     x = x ^ (x >> 15)

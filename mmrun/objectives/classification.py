@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -115,9 +116,15 @@ class Classification(Objective):
         return scores
 
     def chance(self, target: Tensor) -> tuple[float, float]:
-        """The majority's share of the targets, and two standard errors of it."""
+        """The majority's share of the targets, and two standard errors of it.
+
+        At most half of what is left to 1, so that a perfect score is never a guess; of one class alone nothing can be
+        told from guessing, and nothing is called so.
+        """
         share = torch.bincount(target).max().item() / len(target)
-        return share, 2 * (share * (1 - share) / len(target)) ** 0.5
+        if share == 1:
+            return -math.inf, 0.0
+        return share, min(2 * (share * (1 - share) / len(target)) ** 0.5, (1 - share) / 2)
 
     def scores(self, prediction: Tensor) -> Tensor:
         """Class probabilities [B, C]."""

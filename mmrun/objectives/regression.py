@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
@@ -111,8 +112,9 @@ class Regression(Objective):
         }
 
     def chance(self, target: Tensor) -> tuple[float, float]:
-        """The error of guessing the targets' mean, that is their variance; no margin."""
-        return target.double().var(dim=0, correction=0).mean().item(), 0.0
+        """The error of guessing the targets' mean, that is their variance; no margin. Equal targets tell nothing."""
+        variance = target.double().var(dim=0, correction=0).mean().item()
+        return variance or math.inf, 0.0
 
     def scores(self, prediction: Tensor) -> Tensor:
         """The values [B, D]."""

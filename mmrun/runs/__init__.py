@@ -14,8 +14,9 @@ reason in ``error``, and a run whose process died is ``killed``, whatever its fi
 gives back the Point a directory was frozen from; ``find`` turns what a user typed into a directory.
 
 Who does what: ``layout`` names and paths; ``record`` the keys of run.json; ``writer`` create, freeze,
-update; ``reader`` read, list; ``finder`` names to directories; ``table`` the CSV files; ``heartbeat``
-is it alive; ``provenance`` versions and commit. Nothing here imports torch, Lightning or Hydra.
+update; ``reader`` read, list; ``finder`` names to directories; ``table`` the CSV files; ``verdict``
+what the clipping did, and was the training stable; ``heartbeat`` is it alive; ``provenance`` versions
+and commit. Nothing here imports torch, Lightning or Hydra.
 """
 
 from mmrun.runs.finder import find, find_sweep

@@ -43,7 +43,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "test_last": (dict,),  # {test_last/accuracy: value} at the last one
     "train_eval": (dict,),
     "monitor": (dict,),  # {metric, mode, value}
-    "clip": (dict,),  # see compare.verdict.clip_block
+    "clip": (dict,),  # see runs.verdict.clip_block
     "steps": (int, type(None)),
     "epochs": (*_NUMBER, type(None)),
     "seconds": (*_NUMBER, type(None)),

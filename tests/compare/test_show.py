@@ -9,6 +9,7 @@ import pytest
 
 from mmrun import runs
 from mmrun.compare.show import show
+from mmrun.compare.summary import summary
 from mmrun.runs.record import KEYS
 from mmrun.spec import Point
 
@@ -114,3 +115,28 @@ def test_odd_blocks_inside_do_not_raise(tmp_path, odd):
     (tmp_path / "run.json").write_text(json.dumps(record))
     shutil.copy(FORMAT1 / "gradients.csv", tmp_path)
     assert show(tmp_path)
+
+
+def evil(value):
+    """The content of a record with a terminal escape at the end of every string, keys included."""
+    if isinstance(value, dict):
+        return {evil(key): evil(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [evil(each) for each in value]
+    return f"{value}\x1b]0;owned\x07\r" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "diverged", "killed"])
+def test_no_string_of_a_record_acts_upon_the_terminal(tmp_path, status):
+    record = json.loads((FORMAT1 / "run.json").read_text())
+    dirty = {key: evil(value) for key, value in record.items()}
+    dirty |= {"status": status, "error": evil("oops\n"), "config_dirs": [evil("/my conf")]}
+    (tmp_path / "run.json").write_text(json.dumps(dirty))
+    read = runs.read(tmp_path)
+    assert read["status"] == status
+    for text in (show(tmp_path), summary({**read, "directory": evil(str(tmp_path))})):
+        assert "\\x1b]0;owned\\x07\\r" in text
+        assert all(each.isprintable() for each in text.split("\n"))
+    dirty["status"] = evil(status)
+    (tmp_path / "run.json").write_text(json.dumps(dirty))
+    assert "\x07" not in show(tmp_path, color=True)

@@ -104,12 +104,19 @@ def test_statistics_of_many_rows_and_of_a_constant_feature(tmp_path):
     assert (train[:, 2] == 0).all()
 
 
-def test_val_files_are_used_where_they_are(root):
+def add_val(root: Path) -> None:
     save(root, "image/val_x", np.zeros((5, 16), np.uint8))
     save(root, "sound/val_x", np.zeros((5, 5, 6)))
     save(root, "val_labels", np.zeros(5, np.int64))
+
+
+def test_val_files_are_used_where_they_are(root):
+    add_val(root)
     data = load(root)
     assert data.spec.sizes == {"train": 40, "val": 5, "test": 12}
+    add_groups(root, test=("ann", "eve"))
+    save(root, "val_groups", np.full(5, "fay"))
+    assert load(root).spec.sizes == data.spec.sizes
 
 
 def test_groups_are_held_out_whole(root):
@@ -299,7 +306,46 @@ WRONG: dict[str, Any] = {
         {"target": "value"},
         "values that are not finite",
     ),
-    "nan inputs": (write("sound/train_data", np.full((40, 5, 6), np.nan)), {}, "sound has values"),
+    "nan inputs": (
+        write("sound/train_data", np.full((40, 5, 6), np.nan)),
+        {},
+        r"not finite \(given: .*sound/train_data\.npy, 1200 of 1200\)",
+    ),
+    "infinity in the test": (
+        write(
+            "sound/test_data",
+            np.where(np.arange(30).reshape(5, 6) == 7, -np.inf, np.ones((12, 5, 6))),
+        ),
+        {"normalise": "none"},
+        r"not finite \(given: .*sound/test_data\.npy, 12 of 360\)",
+    ),
+    "too large for float32": (
+        write("sound/train_data", np.full((40, 5, 6), 1e300)),
+        {},
+        r"sound/train_data\.npy, 1200 of 1200",
+    ),
+    "nan in val": (
+        lambda root: (
+            add_val(root),
+            save(root, "sound/val_x", np.full((5, 5, 6), np.nan, np.float16)),
+        ),
+        {},
+        r"sound/val_x\.npy, 150 of 150",
+    ),
+    "a label of the test": (
+        write("test_labels", np.r_[np.zeros(11), np.nan]),
+        {"target": "value"},
+        r"test_labels\.npy, 1 of 12",
+    ),
+    "val shares groups with train": (
+        lambda root: (
+            add_val(root),
+            add_groups(root),
+            save(root, "val_groups", np.array(["ann", "fay", "fay", "fay", "ann"])),
+        ),
+        {},
+        r"in train_groups\.npy too \(given: 1 of 2\)",
+    ),
     "no npy": (raw("image/train_data.npy", b"hello"), {}, r"not a complete \.npy array"),
     "empty npy": (raw("image/train_data.npy", b""), {}, r"not a complete \.npy array"),
     "cut npy": (
