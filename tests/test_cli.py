@@ -8,6 +8,7 @@ import os
 import pty
 import resource
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -214,13 +215,13 @@ def test_the_collector_of_garbage_is_left_as_it_was(
 
 def test_the_script_says_how_it_was_called(tmp_path: Path):
     """Its own path as one would type it, so that the commands that mmrun prints can be pasted."""
-    script = tmp_path / "it's a checkout" / "scripts" / "mmrun"
-    script.parent.mkdir(parents=True)
-    script.symlink_to(ROOT / "scripts" / "mmrun")
-    stub = tmp_path / "venv" / "bin" / "mmrun"
-    stub.parent.mkdir(parents=True)
-    stub.write_text('#!/bin/sh\nprintf %s "$MMRUN_COMMAND"\n')
-    stub.chmod(0o755)
+    folder = tmp_path / "it's a checkout" / "scripts"
+    stubs = {folder / "setup": "true", tmp_path / "venv/bin/mmrun": 'printf %s "$MMRUN_COMMAND"'}
+    for path, line in stubs.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    script = shutil.copy(ROOT / "scripts" / "mmrun", folder)
     done = subprocess.run(
         [script],
         env={"PATH": "/usr/bin:/bin", "MMRUN_VENV": str(tmp_path / "venv")},
