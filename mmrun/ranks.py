@@ -83,6 +83,7 @@ _quiet: set[int] = set()
 def _relay(ranks: subprocess.Popen[bytes]) -> None:
     """Pass on what the ranks write to stderr, until they are told to stop."""
     assert ranks.stderr is not None
-    for line in ranks.stderr:
-        if ranks.pid not in _quiet:
-            sys.stderr.write(line.decode(errors="replace"))
+    with ranks.stderr as stream:
+        for line in stream:
+            if ranks.pid not in _quiet:
+                sys.stderr.write(line.decode(errors="replace"))

@@ -186,8 +186,10 @@ def test_a_fusion_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture
         for trusting in (dirs, "--trust=own_fusion_for_a_test"):
             said(capsys, verb, "last", trusting)
     load = "import mmrun; print(type(mmrun.load('last', trust=['own_fusion_for_a_test']).model.fusion))"
-    loaded = run_python("-c", load)
-    assert "own_fusion_for_a_test.Mine" in loaded.stdout, loaded.stderr
+    # A trusted name is one thing; the folder that the run recorded is not searched for it.
+    assert "No module named 'own_fusion_for_a_test'" in run_python("-c", load).stderr
+    found = run_python("-c", f"import sys; sys.path.append({str(tmp_path / 'mine')!r}); {load}")
+    assert "own_fusion_for_a_test.Mine" in found.stdout, found.stderr
     assert str(folder) in said(capsys, "show")
 
 
