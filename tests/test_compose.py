@@ -183,7 +183,7 @@ LISTS = [
     "trainer.target.accuracy=0.9 trainer.patience=3",
     "trainer.target={accuracy:0.9}",
     "trainer=smoke trainer.max_steps=5 logger=none seed=7",
-    "trainer=ddp logger=offline logger.tags=[a,b] name=hello outputs=/tmp/x",
+    "trainer=ddp logger=offline logger.tags=[a,b] name=hello outputs=elsewhere",
     "+dataset.modalities.d={kind:vector,dim:4} dataset=synthetic",
     "dataset=synthetic ~dataset.modalities.c",
     "dataset=synthetic dataset.modalities.a.tail=2.5 dataset.modalities.b.dim=3",
