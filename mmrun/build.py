@@ -36,8 +36,8 @@ from mmrun.options import ENCODER, options
 from mmrun.signature import check
 from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
+from mmrun.trust import OWN_PACKAGES, check_targets
 
-OWN_PACKAGES = ("mmrun", "torch.optim")
 MOST = 2**63 - 1
 MOST_THREADS = 1024  # torch dies of a million
 
@@ -109,7 +109,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         GradientPipeline(law, sharing, scopes),
         make_optimizer=optimizer(config["optimizer"], scopes),
         make_schedule=schedule(config["schedule"]),
-        total_steps=training.total_steps(-(-data.spec.sizes["train"] // size)),
+        total_steps=planned_steps(config, data.spec),
         accumulate=training.accumulate_grad_batches,
         autocast=training.mixed,
         hyperparameters={
@@ -120,38 +120,6 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     built = Built(module, data, training, size, data_seed)
     _try_forward(built)
     return built
-
-
-def check_targets(config: Any, trust: Collection[str], where: str = "") -> None:
-    """Raise UserError unless every ``_target_`` in a config is in a known or trusted package."""
-    if isinstance(config, list):
-        for each in config:
-            check_targets(each, trust, where)
-    if not isinstance(config, Mapping):
-        return
-    target = config.get("_target_")
-    if target is not None:
-        known = any(str(target).startswith(f"{package}.") for package in (*OWN_PACKAGES, *trust))
-        if not known:
-            package = str(target).split(".", 1)[0]
-            raise UserError(
-                f"{where}._target_ is outside the packages that are trusted",
-                given=target,
-                remedy=f"If you trust it, add --trust {package} or the --config-dir that it came with "
-                f"(in Python trust=['{package}']).",
-            )
-    for key, value in config.items():
-        check_targets(value, trust, f"{where}.{key}" if where else str(key))
-
-
-def targets(config: Any) -> set[str]:
-    """The top-level packages of every ``_target_`` in a config."""
-    if isinstance(config, list):
-        return set().union(*map(targets, config)) if config else set()
-    if not isinstance(config, Mapping):
-        return set()
-    own = {str(config["_target_"]).split(".", 1)[0]} if "_target_" in config else set()
-    return own.union(*map(targets, config.values())) if config else own
 
 
 def make(node: Mapping[str, Any], group: str, kind: type | None = None) -> Callable[..., Any]:
@@ -245,6 +213,12 @@ def dataset(node: Mapping[str, Any], seed: int) -> Dataset:
     """The dataset, which checks its own data."""
     knobs = {key: value for key, value in node.items() if key != "batch_size"}
     return make(knobs, "dataset", Dataset)(seed=seed)
+
+
+def planned_steps(config: Mapping[str, Any], spec: DatasetSpec) -> int:
+    """Optimizer steps that a point plans: fewer where it stops early."""
+    size = batch_size(config["dataset"], spec)
+    return trainer_options(config["trainer"]).total_steps(-(-spec.sizes["train"] // size))
 
 
 def batch_size(node: Mapping[str, Any], spec: DatasetSpec) -> int:

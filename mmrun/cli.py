@@ -9,22 +9,28 @@ import argparse
 import contextlib
 import gc
 import os
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mmrun import __version__
 from mmrun.errors import UserError, nearest
-from mmrun.exits import guarded
+from mmrun.exits import guarded, program
+
+if TYPE_CHECKING:
+    from mmrun.launch.loop import Outcome
+    from mmrun.spec import Sweep
 
 HELP = """\
 mmrun: train multimodal models with gradient clipping as a controlled variable
 
   mmrun train [GROUP=OPTION ...] [KEY=VALUE ...]   one run, e.g. mmrun train fusion=attention clip=0.5
-  mmrun resume RUN [trainer.max_epochs=N]          continue an interrupted run
+  mmrun train -m clip=none,0.5,2 seeds=3           a sweep: every combination, three seeds each
+  mmrun resume RUN|SWEEP [trainer.max_epochs=N]    continue an interrupted run or sweep
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
@@ -37,19 +43,27 @@ Exit codes: 0 good, 1 a run failed or diverged, 2 wrong input, 130 Ctrl-C, 143 S
 """
 
 TRAIN_HELP = """\
-mmrun train [GROUP=OPTION ...] [KEY=VALUE ...] [--config-dir DIR]
+mmrun train [-m] [GROUP=OPTION ...] [KEY=VALUE ...] [--config-dir DIR] [--dry-run]
 
   mmrun train                                      digits3, concat, AdamW, no clipping
   mmrun train fusion=attention clip=0.5            clip=NUMBER is the global norm law at NUMBER
   mmrun train clip=value_0.1 encoder/text=lstm optimizer=momentum optimizer.lr=0.1
   mmrun train dataset.use=[image,text] trainer.max_epochs=5 seed=1
 
+  mmrun train -m clip=none,0.5,value_0.1,range(1,4) fusion=concat,attention seeds=3
+  mmrun train experiment=first_look                a question with its sweep (mmrun list experiment)
+
+  -m                 a sweep: every combination of the values; also seeds=N and experiments imply it.
+                     sweep=NAME names its folder; the same command again trains what is not done.
+                     rerun=stale: also what another version of the code made; rerun=true: all
+  --dry-run          the points, their choices and steps, and stop
   --cfg job          print the composed config and stop (as Hydra does); --info defaults-tree
   --config-dir DIR   add your own options, DIR/GROUP/OPTION.yaml; _target_ may name modules beside DIR
 
 Groups and their options: mmrun list. Settings of an option: mmrun list clip/norm. All: mmrun train --cfg job.
 """
 
+DRY_RUN = "--dry-run"
 _Otherwise = TypeVar("_Otherwise", int, None)
 RUN_HELP = "a path, a name or unique id prefix below outputs/, or last"
 
@@ -106,22 +120,23 @@ def _train(words: list[str]) -> int:
         if any(word.split("=", 1)[0] in compose.HYDRA_FLAGS for word in rest):
             compose.hydra_answers(rest, config_dirs)
             return 0
-        for word in rest:
-            if word in ("-m", "--multirun"):
-                raise UserError(
-                    "sweeps are not part of this version",
-                    given=word,
-                    remedy="Give every key one value, and call mmrun train once for each.",
-                )
-            if word.startswith("-"):
-                raise UserError(
-                    "train has no such flag", given=word, remedy="See mmrun train --help."
-                )
-        point = compose.point(rest, config_dirs)
+        flags = [word for word in rest if word.startswith("-")]
+        for word in flags:
+            if word not in (*compose.MULTIRUN, DRY_RUN):
+                remedy = nearest(word, (*compose.MULTIRUN, DRY_RUN, *compose.HYDRA_FLAGS))
+                raise UserError("train has no such flag", given=word, remedy=remedy)
+        overrides = [word for word in rest if word not in flags]
+        if compose.is_sweep(rest, config_dirs):
+            return _sweep(compose.sweep(overrides, config_dirs), dry=DRY_RUN in flags)
+        point = compose.point(overrides, config_dirs)
+    if DRY_RUN in flags:
+        from mmrun.spec import Sweep
+
+        return _dry_run(Sweep(name="", points=(point,), axes={}))
     from mmrun.options import add_to_path
+    from mmrun.trust import targets
 
     add_to_path(point.config_dirs)
-    from mmrun.build import targets
     from mmrun.train import main_exit_code, train
 
     # What stands in this command line is the user's own; it is trusted as the user is.
@@ -132,15 +147,52 @@ def _train(words: list[str]) -> int:
     return main_exit_code(record)
 
 
+def _sweep(sweep: Sweep, *, dry: bool) -> int:
+    if dry:
+        return _dry_run(sweep)
+    from mmrun.launch import loop
+    from mmrun.launch.executor import make_executor
+    from mmrun.options import add_to_path
+    from mmrun.trust import targets
+
+    add_to_path(sweep.config_dirs)
+    config = sweep.points[0].config
+    trust = set[str]().union(*(targets(point.config) for point in sweep.points))
+    executor = make_executor(config["launcher"], trust)
+    return _closing(loop.drive(sweep, Path(config["outputs"]), executor, trust=trust))
+
+
+def _dry_run(sweep: Sweep) -> int:
+    from mmrun.launch.dry import lines
+
+    for line in lines(sweep):
+        print(line)
+    return 0
+
+
+def _closing(outcome: Outcome) -> int:
+    from mmrun.launch import report
+
+    for line in report.closing(outcome.records, outcome.refused):
+        print(line)
+    where = shlex.quote(report.relative(outcome.directory))
+    print(f"{'sweep':8} {where}")
+    print(f"{'next':8} {program()} compare {where}")
+    return outcome.exit_code
+
+
 def _resume(words: list[str]) -> int:
-    parser = _Parser("resume", "Continue an interrupted run from its last checkpoint.")
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser = _Parser("resume", "Continue an interrupted run from its last checkpoint, or a sweep.")
+    parser.add_argument("run", metavar="RUN|SWEEP", help=RUN_HELP)
     parser.add_argument(
         "changes", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. trainer.max_epochs=40"
     )
     given, trust = _parse_trusting(parser, words)
     from mmrun import compose, runs
 
+    sweep = runs.sweep_of(given.run, _outputs())
+    if sweep is not None:
+        return _resume_sweep(sweep, given.changes, trust)
     directory = runs.find(given.run, _outputs())
     changes = compose.resumable(given.changes)
     from mmrun import point
@@ -150,6 +202,19 @@ def _resume(words: list[str]) -> int:
     record = point.run(directory, resume=True, changes=changes, trust=trust)
     print(summary(record))
     return main_exit_code(record)
+
+
+def _resume_sweep(sweep: Path, changes: Sequence[str], trust: Sequence[str]) -> int:
+    if changes:
+        raise UserError(
+            "a sweep is resumed as it was recorded",
+            given=" ".join(changes),
+            remedy="Resume a single point with changes, or give the sweep's command with others.",
+        )
+    from mmrun.launch import loop
+    from mmrun.launch.inline import Inline
+
+    return _closing(loop.resume(sweep, Inline(fail_fast=False), trust=trust))
 
 
 def _eval(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The entry that runs a frozen point: ``python -m mmrun.point DIR [--resume] [--trust PKG]``.
+"""The entry that runs a frozen point: ``python -m mmrun.point DIR [--resume] [--brief] [--trust PKG]``.
 
 Pool workers, cluster tasks, DDP ranks and ``mmrun resume`` all come through ``run``. Nothing that a run directory says is
 trusted by itself: its config folders are used only where the caller names their packages.
@@ -15,6 +15,7 @@ from typing import Any
 from mmrun.errors import UserError
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
+from mmrun.runs.writer import Run
 
 EXIT_INTERRUPTED = {"interrupt": 130, "terminate": 143}
 
@@ -25,6 +26,7 @@ def run(
     resume: bool = False,
     changes: Mapping[str, Any] | None = None,
     trust: Collection[str] = (),
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Train the point that ``directory`` was frozen from, and return its record.
 
@@ -34,6 +36,7 @@ def run(
         changes: {dotted key: value} that differ from the frozen config, besides those recorded.
         trust: packages beside mmrun and torch.optim that its ``_target_`` may name. They must be
             importable: the folders that the run recorded are not, by themselves.
+        brief: print no line, as one of many points.
 
     Raises:
         UserError: for what the user can mend.
@@ -48,13 +51,24 @@ def run(
             remedy=f"Wait for process {record['pid']} on {record['host']}, or stop it.",
         )
     frozen = reader.point(directory)
-    return train(
-        frozen,
-        directory,
-        resume=resume,
-        changes={**(record["resumed"] if resume else {}), **(changes or {})},
-        trust=trust,
-    )
+    try:
+        return train(
+            frozen,
+            directory,
+            resume=resume,
+            changes={**(record["resumed"] if resume else {}), **(changes or {})},
+            trust=trust,
+            brief=brief,
+        )
+    except Exception as error:
+        # What cannot be built is this point's failure; what trained has written its ending itself.
+        unbuilt = reader.recorded(directory)["started"] == record["started"]
+        if unbuilt and not resume and rank_and_world() is None:
+            said = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            Run.open(directory).finish("failed", stopped_by="error", error=said)
+        raise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,11 +78,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--brief", action="store_true")
     parser.add_argument("--trust", action="append", default=[], metavar="PKG")
     given = parser.parse_args(arguments)
     from mmrun.exits import guarded
 
-    return guarded(lambda: _code(run(given.directory, resume=given.resume, trust=given.trust)))
+    def command() -> int:
+        options = {"resume": given.resume, "trust": given.trust, "brief": given.brief}
+        return _code(run(given.directory, **options))
+
+    return guarded(command)
 
 
 def _code(record: Mapping[str, Any]) -> int:

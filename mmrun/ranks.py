@@ -27,7 +27,7 @@ def rank_and_world() -> tuple[int, int] | None:
 
 
 def launch_ranks(
-    directory: Path, processes: int, *, resume: bool, trust: Collection[str]
+    directory: Path, processes: int, *, resume: bool, trust: Collection[str], brief: bool
 ) -> dict[str, Any]:
     """Run a frozen point in ``processes`` ranks of this machine; the record that rank 0 wrote.
 
@@ -40,6 +40,7 @@ def launch_ranks(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", "-m", "mmrun.point", str(directory)]
     command += ["--resume"] if resume else []
+    command += ["--brief"] if brief else []
     for package in trust:
         command += ["--trust", package]
     started = reader.recorded(directory)["started"]

@@ -94,6 +94,32 @@ class Point:
         return config_id(self.config)
 
 
+Rerun = Literal["false", "stale", "true"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Points that belong together, as a command line stands for them.
+
+    Args:
+        name: of its folder below ``outputs``.
+        points: in the order in which they are to be trained; their ids differ.
+        axes: {key: values as typed} of what varies.
+        overrides: the user's own words, without ``-m``.
+        config_dirs: the user's own config folders, absolute.
+        rerun: which finished points are made again: none, those of another version or commit, all.
+        repeated: names of points that were left out, since another one is equal to them.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    axes: Mapping[str, tuple[str, ...]]
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+    rerun: Rerun = "false"
+    repeated: tuple[str, ...] = ()
+
+
 def config_id(config: Mapping[str, Any]) -> str:
     """Hash of a resolved config without the keys that do not change what is learnt."""
     kept = {key: value for key, value in config.items() if key not in NOT_IN_ID}

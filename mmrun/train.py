@@ -33,6 +33,7 @@ from mmrun.checkpoint import load_weights, read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
 from mmrun.exits import program
+from mmrun.isolation import isolated
 from mmrun.logfile import log_file
 from mmrun.module import MultimodalModule, Scores
 from mmrun.ranks import launch_ranks, rank_and_world
@@ -55,6 +56,7 @@ def train(
     resume: bool = False,
     changes: Mapping[str, Any] | None = None,
     trust: Collection[str] = (),
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Train one point and return its record: the content of run.json, and its ``directory``.
 
@@ -65,6 +67,7 @@ def train(
         changes: {dotted key: value} that differ from the point's config in this process, of keys
             that do not change the id, or ``trainer.max_*``.
         trust: packages beside mmrun and torch.optim that ``_target_`` may name.
+        brief: print no line, as one of many points; train.log has them.
 
     Raises:
         UserError: for what the user can mend; nothing was created then.
@@ -72,7 +75,7 @@ def train(
         Exception: what training raised; the record says failed.
     """
     config = changed(point.config, changes or {})
-    with interruptible():
+    with interruptible(), isolated():
         built = build(config, trust)
         _check_target(built)
         _check_nodes(built)
@@ -96,9 +99,11 @@ def train(
         if changes and rank_and_world() is None:
             run.update(resumed=dict(changes))  # before ranks start: they read it from there
         if built.options.distributed and rank_and_world() is None:
-            record = launch_ranks(run.directory, built.options.devices, resume=resume, trust=trust)
+            record = launch_ranks(
+                run.directory, built.options.devices, resume=resume, trust=trust, brief=brief
+            )
         else:
-            training = _Training(run, config, built, logger_mode, line, resume=resume)
+            training = _Training(run, config, built, logger_mode, line, resume=resume, brief=brief)
             record = training.run_to_the_end()
         return {**record, "directory": str(run.directory)}
 
@@ -115,6 +120,7 @@ class _Training:
         line: str,
         *,
         resume: bool,
+        brief: bool,
     ) -> None:
         self.run = run
         self.paths = run.paths
@@ -123,6 +129,7 @@ class _Training:
         self.module = built.module
         self.options = built.options
         self.resume = resume
+        self.brief = brief
         self.rank, self.world = rank_and_world() or (0, 1)
         self.first = self.rank == 0
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -358,7 +365,8 @@ class _Training:
 
     def _say(self, line: str) -> None:
         if self.first:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if not self.brief:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             logging.getLogger("mmrun").info("%s", line)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmrun import compose
-from mmrun.build import build, check_targets, make, scopes_of, targets
+from mmrun.build import build, make, scopes_of
 from mmrun.errors import UserError
 from mmrun.fusion import Fusion
 from tests.running import SMALL
@@ -135,23 +135,6 @@ def test_the_clip_s_settings_are_hyperparameters():
         "gradient_clip_algorithm": "norm",
     }
     assert made(*SMALL).module.hparams["gradient_clip_val"] == math.inf
-
-
-# What may be named
-
-
-def test_targets_outside_the_trusted_packages():
-    evil = {"fusion": {"_target_": "os.system"}, "x": [{"_target_": "mmrun.fusion.sum.Sum"}]}
-    with pytest.raises(UserError, match=r"fusion\._target_.*os\.system.*--trust os"):
-        check_targets(evil, ())
-    check_targets(evil, ("os",))
-    with pytest.raises(UserError, match="mmrunner"):
-        check_targets({"_target_": "mmrunner.Thing"}, ())
-    with pytest.raises(UserError, match=r"torch\.hub"):
-        check_targets([{"deep": {"_target_": "torch.hub.load"}}], ())
-    check_targets({"_target_": "torch.optim.SGD"}, ())
-    assert targets(evil) == {"os", "mmrun"}
-    assert targets({"a": 1, "b": []}) == set()
 
 
 def test_a_nested_target_is_not_called():

@@ -2,7 +2,8 @@
 
 Every combination of group choices is composed once by Hydra; value overrides are then applied to it by Hydra's own
 code. Mistakes are found here, before anything exists: unknown groups, options and keys come with
-the nearest names. ``overrides`` is what was typed, ``groups`` the composition, ``values`` the settings on top.
+the nearest names. ``overrides`` is what was typed, ``groups`` the composition, ``values`` the settings on top, ``points`` all
+of it together, ``sweep`` many of them.
 """
 
 from __future__ import annotations
@@ -13,23 +14,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig
 
-from mmrun.compose.groups import (
-    PREFERENCES,
-    compose_groups,
-    preferences,
-    preferring,
-    searchpath,
-)
-from mmrun.compose.overrides import canonical_number, outside_id, parse, single, split, typed
-from mmrun.compose.values import apply_values, opened, sentence
+from mmrun.compose.groups import compose_groups, preferences, preferring, searchpath
+from mmrun.compose.overrides import outside_id, parse, single, split, typed
+from mmrun.compose.points import point
+from mmrun.compose.sweep import MULTIRUN, is_sweep, sweep
+from mmrun.compose.values import opened
 from mmrun.errors import UserError, nearest
-from mmrun.options import ENCODER, checked_dirs, conf_dir
+from mmrun.options import checked_dirs, conf_dir
 from mmrun.sources import preferred, register
-from mmrun.spec import Point
+
+__all__ = ["MULTIRUN", "changes", "hydra_answers", "is_sweep", "point", "resumable", "sweep"]
 
 # What Hydra answers, and what it takes after it: nothing, one of some words, or anything.
 ANYTHING = ("ANYTHING",)
@@ -41,36 +38,6 @@ HYDRA_FLAGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--package", "-p"), ANYTHING),
     **dict.fromkeys(("--hydra-help", "--resolve"), ()),
 }
-
-
-def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
-    """The one point that a command line without sweep syntax stands for.
-
-    Args:
-        overrides: as typed, e.g. ``["fusion=attention", "clip=0.5"]``.
-        config_dirs: folders of the user's own configs (``--config-dir``).
-
-    Raises:
-        UserError: for anything in the overrides that does not name a point.
-    """
-    dirs = checked_dirs(config_dirs)
-    parsed = single(parse(overrides))
-    chosen, values = split(parsed, dirs)
-    config, choices = compose_groups(tuple(chosen), tuple(preferring(values)), dirs)
-    config = apply_values(config, values, dirs)
-    resolved = _resolve(config)
-    _finish_dataset(resolved, choices)
-    if "clip" in choices:
-        choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], dirs)
-    resolved["outputs"] = _text(resolved, "outputs")
-    name = _text(resolved, "name") if resolved["name"] else _name(parsed, choices)
-    return Point(
-        config=resolved,
-        choices=dict(sorted(choices.items())),
-        overrides=tuple(overrides),
-        name=name,
-        config_dirs=dirs,
-    )
 
 
 def changes(overrides: Sequence[str]) -> dict[str, Any]:
@@ -166,55 +133,3 @@ def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
 
 def _nothing(_config: DictConfig) -> None:
     """Composing was all that was asked for."""
-
-
-def _text(config: dict[str, Any], key: str) -> str:
-    """A setting that is text; a number that was meant as text becomes it."""
-    value = config[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value):
-        raise UserError(f"{key} is text", given=repr(value), remedy=f"Write {key}=NAME.")
-    return str(value)
-
-
-def _resolve(config: DictConfig) -> dict[str, Any]:
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = error.full_key or "the config"
-        raise UserError(f"{key} cannot be resolved", remedy=sentence(error)) from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
-def _finish_dataset(config: dict[str, Any], choices: dict[str, str]) -> None:
-    """Name the modalities in use, drop the encoders of the others and the dataset's preferences."""
-    dataset = config["dataset"]
-    for preference in PREFERENCES:
-        dataset.pop(preference, None)
-    modalities = list(dataset.get("modalities") or {})
-    use = dataset.get("use", "all")
-    wanted = modalities if use == "all" else [use] if isinstance(use, str) else use
-    if not isinstance(wanted, list) or (modalities and not wanted):
-        raise UserError(
-            "dataset.use names modalities", given=use, remedy="Write all, or e.g. [image,text]."
-        )
-    for name in wanted:
-        if name not in modalities:
-            raise UserError(
-                f"the dataset has no modality {name}",
-                given=f"dataset.use={use}",
-                remedy=nearest(str(name), modalities),
-            )
-    dataset["use"] = [name for name in modalities if name in wanted]
-    encoders = config.get(ENCODER) or {}
-    for name in modalities:
-        if name not in dataset["use"]:
-            encoders.pop(name, None)
-            choices.pop(f"{ENCODER}/{name}", None)
-    config[ENCODER] = encoders
-
-
-def _name(parsed: Sequence[Override], choices: dict[str, str]) -> str:
-    """The overrides that change what is learnt, or the dataset where there are none."""
-    words = [typed(o) for o in parsed if not outside_id(o.key_or_group)]
-    return ",".join(words) or choices.get("dataset", "run")

@@ -22,6 +22,7 @@ from mmrun.sources import Preferred, preferred, register
 from mmrun.spec import KINDS, MODALITY_NAME, RESERVED_SCOPES
 
 PREFERENCES = ("encoders", "objective")  # keys of a dataset's YAML that say what it prefers
+SWEEP_BLOCK = "sweep"  # key of an experiment's YAML that is no setting: what it sweeps
 PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
 
 
@@ -124,6 +125,7 @@ def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConf
     }
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
+    composed.pop(SWEEP_BLOCK, None)
     return composed, choices
 
 

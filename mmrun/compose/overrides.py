@@ -45,7 +45,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(
                 f"{key}= belongs to a sweep",
                 given=text,
-                remedy="This command trains a single point; set seed=N for another seed.",
+                remedy="A sweep is mmrun train -m ...; seed=N is another seed of a single run.",
             )
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
             raise UserError(
@@ -71,7 +71,7 @@ def single(parsed: list[Override]) -> list[Override]:
             raise UserError(
                 f"{override.key_or_group} has several values",
                 given=typed(override),
-                remedy="Give one value: this command trains a single point.",
+                remedy="Give one value, or make it a sweep with mmrun train -m.",
             )
     return parsed
 

@@ -30,14 +30,13 @@ def apply_values(
         key = override.key_or_group
         try:
             text = opened(override, config, dirs, empty)
-            before = _value(config, key)
+            before = value_at(config, key)
             rewritten = OverridesParser.create().parse_overrides([text])
             ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
-            after = _value(config, key)
-            if isinstance(before, float) and type(after) is int and not _share_or_count(key):
-                OmegaConf.update(config, key, float(after))  # 1 and 1.0 are one setting, one id
-            if isinstance(before, float) and str(after).lower() in YAML_INFINITY:
-                OmegaConf.update(config, key, float(str(after).replace(".", "")))
+            after = value_at(config, key)
+            kept = kept_type(before, after, key)
+            if kept is not after:
+                OmegaConf.update(config, key, kept)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(
                 f"{key} cannot be set so", given=typed(override), remedy=sentence(error)
@@ -45,7 +44,16 @@ def apply_values(
     return config
 
 
-def _value(config: DictConfig, key: str) -> Any:
+def kept_type(before: Any, after: Any, key: str) -> Any:
+    """A new value, as a float where the old one is: 1 and 1.0 are one setting, one id; so is ``.inf`` as a word."""
+    if isinstance(before, float) and type(after) is int and not _share_or_count(key):
+        return float(after)
+    if isinstance(before, float) and str(after).lower() in YAML_INFINITY:
+        return float(str(after).replace(".", ""))
+    return after
+
+
+def value_at(config: DictConfig, key: str) -> Any:
     """What is under a key; None for an interpolation that leads nowhere, which ``_resolve`` refuses."""
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)

@@ -16,10 +16,10 @@ gives back the Point a directory was frozen from; ``find`` turns what a user typ
 Who does what: ``layout`` names and paths; ``record`` the keys of run.json; ``writer`` create, freeze,
 update; ``reader`` read, list; ``finder`` names to directories; ``table`` the CSV files; ``verdict``
 what the clipping did, and was the training stable; ``heartbeat`` is it alive; ``provenance`` versions
-and commit. Nothing here imports torch, Lightning or Hydra.
+and commit; ``ledger`` the points of a sweep, and its lock. Nothing here imports torch, Lightning or Hydra.
 """
 
-from mmrun.runs.finder import find, find_sweep
+from mmrun.runs.finder import find, find_sweep, sweep_of
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths, metrics_columns, point_directory
 from mmrun.runs.reader import list_runs, point, read, read_all
@@ -45,5 +45,6 @@ __all__ = [
     "read_all",
     "read_columns",
     "read_series",
+    "sweep_of",
     "truncate",
 ]

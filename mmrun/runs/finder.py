@@ -94,6 +94,23 @@ def find_sweep(text: str, outputs: Path) -> Path:
     )
 
 
+def sweep_of(text: str, outputs: Path) -> Path | None:
+    """The sweep that ``text`` means, where it means one: its path or name, or ``last`` where a point of it started last."""
+    if text == LAST:
+        runs = list_runs(outputs)
+        started = [run for run in runs if read(run)["started"]]
+        newest = _newest(started, outputs).parent if started else outputs
+        return newest if (newest / SWEEP_RECORD).is_file() else None
+    for candidate in (Path(text).expanduser(), outputs / text):
+        if (candidate / SWEEP_RECORD).is_file():
+            return candidate
+        if (candidate / RECORD).is_file():
+            return None
+    matches = [found.parent for found in outputs.glob(f"*/{SWEEP_RECORD}")]
+    matches = [sweep for sweep in matches if text and sweep.name.startswith(text)]
+    return matches[0] if len(matches) == 1 else None
+
+
 def _newest(runs: list[Path], outputs: Path) -> Path:
     def key(run: Path) -> tuple[str, str]:
         record: dict[str, Any] = read(run)

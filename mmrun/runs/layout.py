@@ -14,6 +14,7 @@ NAME_BYTES = 120
 ID_DIGITS = 8
 RECORD = "run.json"
 SWEEP_RECORD = "sweep.json"
+LOCK = "lock"
 METRICS_KEYS = ("step", "epoch", "time")
 _UNSAFE = re.compile(r"[/\\\s\x00-\x1f\x7f]")
 

@@ -1,0 +1,217 @@
+"""Overrides -> points: the combination of groups, the values on top, and what follows from the dataset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmrun.compose.groups import PREFERENCES, compose_groups, preferring
+from mmrun.compose.overrides import canonical_number, outside_id, parse, single, split, typed
+from mmrun.compose.values import apply_values, kept_type, sentence, value_at
+from mmrun.errors import UserError, nearest
+from mmrun.options import ENCODER, checked_dirs
+from mmrun.spec import Point
+
+
+def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
+    """The one point that a command line without sweep syntax stands for.
+
+    Args:
+        overrides: as typed, e.g. ``["fusion=attention", "clip=0.5"]``.
+        config_dirs: folders of the user's own configs (``--config-dir``).
+
+    Raises:
+        UserError: for anything in the overrides that does not name a point.
+    """
+    dirs = checked_dirs(config_dirs)
+    parsed = single(parse(overrides))
+    chosen, values = split(parsed, dirs)
+    template = Template(chosen, values, dirs)
+    made = template.point(values, tuple(overrides), "")
+    name = _text(made.config, "name") if made.config["name"] else _name(parsed, made.choices)
+    return replace(made, name=name)
+
+
+class Template:
+    """A combination of choices, composed once, of which points differ in values only.
+
+    The first point is composed in full, by Hydra's own code. The next ones take its resolved config, where what differs is a
+    plain value under a key that nothing else is computed from, but for other names of it (``data_seed: ${seed}``);
+    any other is composed in full again.
+
+    Args:
+        chosen: choices of groups, as ``split`` gives them.
+        values: overrides of values, in order; those of every point have the same keys.
+        dirs: folders of the user's own configs.
+    """
+
+    def __init__(
+        self, chosen: Sequence[str], values: Sequence[Override], dirs: tuple[str, ...]
+    ) -> None:
+        self.dirs = dirs
+        self.chosen = tuple(chosen)
+        self.preferring = tuple(preferring(values))
+        self._first: _Composed | None = None
+
+    def point(self, values: Sequence[Override], overrides: tuple[str, ...], name: str) -> Point:
+        """The point with these values. overrides: as typed, for the record.
+
+        Raises:
+            UserError: a key or a value that the config does not take.
+        """
+        resolved, choices = self._quick(values) or self._full(values)
+        _finish_dataset(resolved, choices)
+        if "clip" in choices:
+            choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], self.dirs)
+        resolved["outputs"] = _text(resolved, "outputs")
+        return Point(
+            config=resolved,
+            choices=dict(sorted(choices.items())),
+            overrides=overrides,
+            name=name,
+            config_dirs=self.dirs,
+        )
+
+    def _full(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]]:
+        config, choices = compose_groups(self.chosen, self.preferring, self.dirs)
+        before = {v.key_or_group: value_at(config, v.key_or_group) for v in values}
+        config = apply_values(config, values, self.dirs)
+        resolved = _resolve(config)
+        if self._first is None:
+            linked = dict(_interpolations(OmegaConf.to_container(config, resolve=False)))
+            self._first = _Composed(
+                tuple(values), before, linked, deepcopy(resolved), dict(choices)
+            )
+        return resolved, choices
+
+    def _quick(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]] | None:
+        first = self._first
+        if first is None:
+            return None
+        changes: dict[str, Any] = {}
+        for old, new in zip(first.values, values, strict=True):
+            if old is not new:
+                key, value = new.key_or_group, new.value()
+                names = first.names_of(key) if _is_plain(value) else ()
+                if not names:
+                    return None
+                changes |= dict.fromkeys(names, kept_type(first.before[key], value, key))
+        resolved = deepcopy(first.resolved)
+        for key, value in changes.items():
+            *path, leaf = key.split(".")
+            node: Any = resolved
+            for part in path:
+                node = node[part]
+            node[leaf] = deepcopy(value)
+        return resolved, dict(first.choices)
+
+
+class _Composed(NamedTuple):
+    """A point composed in full, and what is needed to make others of it."""
+
+    values: tuple[Override, ...]
+    before: dict[str, Any]  # {key: value} of what the overrides set, before they did
+    linked: dict[str, str]  # {dotted key: interpolation}
+    resolved: dict[str, Any]
+    choices: dict[str, str]
+
+    def names_of(self, key: str) -> tuple[str, ...]:
+        """The key and its other names; none where more than that follows from it, or it is no single value."""
+        path = key.split(".")
+        node: Any = self.resolved
+        for part in path:
+            if not isinstance(node, dict) or part not in node:
+                return ()
+            node = node[part]
+        if isinstance(node, dict):
+            return ()
+        names = [key]
+        for name, text in self.linked.items():
+            if text == f"${{{key}}}":
+                names.append(name)
+            elif any(
+                re.search(rf"(?<![A-Za-z0-9_]){re.escape(p)}(?![A-Za-z0-9_])", text) for p in path
+            ) or key.startswith(f"{name}."):
+                return ()
+        return tuple(names)
+
+
+def _interpolations(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every interpolation in a config that is not resolved."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _interpolations(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for value in node:  # what is inside a list is no name of its own
+            for _, text in _interpolations(value, prefix):
+                yield f"{prefix}[]", f"{text} "
+    elif isinstance(node, str) and "${" in node:
+        yield prefix, node
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one for itself: no mapping that merges, no interpolation."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return "${" not in value and value != "???"
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _text(config: dict[str, Any], key: str) -> str:
+    """A setting that is text; a number that was meant as text becomes it."""
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value):
+        raise UserError(f"{key} is text", given=repr(value), remedy=f"Write {key}=NAME.")
+    return str(value)
+
+
+def _resolve(config: DictConfig) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "the config"
+        raise UserError(f"{key} cannot be resolved", remedy=sentence(error)) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _finish_dataset(config: dict[str, Any], choices: dict[str, str]) -> None:
+    """Name the modalities in use, drop the encoders of the others and the dataset's preferences."""
+    dataset = config["dataset"]
+    for preference in PREFERENCES:
+        dataset.pop(preference, None)
+    modalities = list(dataset.get("modalities") or {})
+    use = dataset.get("use", "all")
+    wanted = modalities if use == "all" else [use] if isinstance(use, str) else use
+    if not isinstance(wanted, list) or (modalities and not wanted):
+        raise UserError(
+            "dataset.use names modalities", given=use, remedy="Write all, or e.g. [image,text]."
+        )
+    for name in wanted:
+        if name not in modalities:
+            raise UserError(
+                f"the dataset has no modality {name}",
+                given=f"dataset.use={use}",
+                remedy=nearest(str(name), modalities),
+            )
+    dataset["use"] = [name for name in modalities if name in wanted]
+    encoders = config.get(ENCODER) or {}
+    for name in modalities:
+        if name not in dataset["use"]:
+            encoders.pop(name, None)
+            choices.pop(f"{ENCODER}/{name}", None)
+    config[ENCODER] = encoders
+
+
+def _name(parsed: Sequence[Override], choices: dict[str, str]) -> str:
+    """The overrides that change what is learnt, or the dataset where there are none."""
+    words = [typed(o) for o in parsed if not outside_id(o.key_or_group)]
+    return ",".join(words) or choices.get("dataset", "run")

@@ -1,0 +1,311 @@
+"""Command line -> the points of a sweep: every combination of values, as Hydra's own sweeper makes them, and seeds.
+
+Sweep syntax beside Hydra's lists and functions: ``seeds=N``, ``sweep=NAME``, ``rerun=stale|true``, and the ``sweep:`` block of
+an experiment's file, ``{clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}``, whose axes the command line can replace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, cast, get_args
+
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmrun.compose.groups import SWEEP_BLOCK, preferring
+from mmrun.compose.overrides import SWEEP_WORDS, outside_id, parse, split, typed
+from mmrun.compose.points import Template
+from mmrun.errors import UserError, nearest
+from mmrun.options import ENCODER, checked_dirs, groups, options
+from mmrun.runs.layout import slug
+from mmrun.spec import Point, Rerun, Sweep, config_id
+
+MULTIRUN = ("-m", "--multirun")
+MOST_POINTS = 100_000
+SEED, DATA_SEED = "seed", "data_seed"
+
+
+def is_sweep(words: Sequence[str], config_dirs: Sequence[str] = ()) -> bool:
+    """Whether a command line means several points: ``-m``, ``seeds=``, or an experiment whose axes are not all fixed."""
+    if any(word in MULTIRUN or word.startswith("seeds=") for word in words):
+        return True
+    given = {word.split("=", 1)[0]: word.partition("=")[2] for word in words}
+    block = _block(given.get("experiment"), checked_dirs(config_dirs))
+    return any((SEED if key == "seeds" else key) not in given for key in block)
+
+
+def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
+    """All points that a command line stands for.
+
+    The first axis varies slowest, the seeds fastest. Points that are equal but for their words are taken once.
+
+    Args:
+        overrides: as typed, without ``-m``.
+        config_dirs: folders of the user's own configs.
+
+    Raises:
+        UserError: for anything that names no point; nothing exists then.
+    """
+    dirs = checked_dirs(config_dirs)
+    words, rest = _sweep_words(overrides)
+    parsed = {override.key_or_group: override for override in parse(rest)}
+    if "name" in parsed:
+        remedy = "Points are named after what varies; sweep=NAME names the sweep."
+        raise UserError("the points of a sweep name themselves", given="name=", remedy=remedy)
+    experiment = parsed.get("experiment")
+    block = _block(None if experiment is None else typed(experiment).partition("=")[2], dirs)
+    seeds = words.get("seeds") or (None if SEED in parsed else block.pop("seeds", None))
+    block.pop("seeds", None)
+    axes: dict[str, list[Override]] = {}
+    for key, value in block.items():
+        override = parsed.pop(key, None) or _of_block(key, value)
+        axes[key] = _elements(override, dirs)
+    fixed: list[Override] = []
+    for key, override in parsed.items():
+        if override.is_sweep_override():
+            axes[key] = _elements(override, dirs)
+        else:
+            fixed.append(override)
+    if seeds is not None:
+        if SEED in axes:
+            raise UserError(
+                "seeds= counts from one seed", given=f"seeds={seeds}", remedy="Give seed=N or none."
+            )
+        first = next(iter(_points(fixed, axes, dirs, first=True)))
+        fixed = [each for each in fixed if each.key_or_group != SEED]
+        base = first.config[SEED]
+        axes[SEED] = parse_each(f"{SEED}={base + k}" for k in range(_count(seeds)))
+    total = 1
+    for key, values in axes.items():
+        total *= len(values)
+        if total > MOST_POINTS:
+            raise UserError(
+                f"these are more than {MOST_POINTS} points", given=typed_axis(key, values)
+            )
+    unique: dict[str, Point] = {}
+    repeated: list[str] = []
+    for point in _points(fixed, axes, dirs):
+        if point.id in unique:
+            repeated.append(point.name)
+        else:
+            unique[point.id] = point
+    points = tuple(unique.values())
+    return Sweep(
+        name=_name(words.get("sweep")) or _default_name(points[0], fixed, axes),
+        points=points,
+        axes={key: tuple(map(_shown, values)) for key, values in axes.items()},
+        overrides=tuple(overrides),
+        config_dirs=dirs,
+        rerun=_rerun(words.get("rerun", "false")),
+        repeated=tuple(repeated),
+    )
+
+
+def parse_each(texts: Any) -> list[Override]:
+    """Each text as an override of its own; the same key may come again."""
+    return [parse([text])[0] for text in texts]
+
+
+def typed_axis(key: str, values: Sequence[Override]) -> str:
+    """An axis as one would type it, for messages."""
+    return f"{key}={','.join(map(_shown, values[:5]))}{',...' if len(values) > 5 else ''}"
+
+
+def _points(
+    fixed: Sequence[Override],
+    axes: Mapping[str, Sequence[Override]],
+    dirs: tuple[str, ...],
+    *,
+    first: bool = False,
+) -> list[Point]:
+    """The points in order; of those that differ in values only, one is composed."""
+    halves = {id(o): split([o], dirs) for o in [*fixed, *itertools.chain(*axes.values())]}
+    combinations = list(itertools.product(*axes.values()))[: 1 if first else None]
+    templates: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    values: list[list[Override]] = []
+    for number, combination in enumerate(combinations):
+        both = [halves[id(override)] for override in (*fixed, *combination)]
+        chosen = tuple(itertools.chain(*(some for some, _ in both)))
+        values.append(list(itertools.chain(*(some for _, some in both))))
+        templates.setdefault((chosen, tuple(preferring(values[-1]))), []).append(number)
+    made: dict[int, Point] = {}
+    for (chosen, _), numbers in templates.items():  # one after another: few configs at a time
+        template = Template(chosen, values[numbers[0]], dirs)
+        for number in numbers:
+            words = [typed(override) for override in (*fixed, *combinations[number])]
+            name = ",".join(
+                f"{key}={_shown(value)}"
+                for key, value in zip(axes, combinations[number], strict=True)
+            )
+            made[number] = template.point(values[number], tuple(words), name)
+    return [made[number] for number in range(len(combinations))]
+
+
+def _sweep_words(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """({seeds, sweep, rerun: value}, the overrides without them)."""
+    words: dict[str, str] = {}
+    rest: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if key not in SWEEP_WORDS or not equals:
+            rest.append(text)
+            continue
+        if key in words:
+            raise UserError(f"{key} is given twice", given=f"{key}={words[key]} {text}")
+        if not value.strip():
+            raise UserError(f"{key}= wants a value", given=text)
+        words[key] = value.strip()
+    return words, rest
+
+
+def _block(option: str | None, dirs: tuple[str, ...]) -> dict[str, Any]:
+    """The ``sweep:`` block of an experiment's own file; empty where there is none."""
+    path = options("experiment", dirs).get(option or "")
+    if path is None:
+        return {}
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, ValueError, OSError):
+        return {}  # composing it says what is wrong
+    block = loaded.get(SWEEP_BLOCK) if isinstance(loaded, dict) else None
+    if block is None:
+        return {}
+    if not isinstance(block, dict) or not all(isinstance(key, str) for key in block):
+        raise UserError(
+            "a sweep: block is a mapping of keys to their values",
+            given=path,
+            remedy="E.g. sweep: {clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}.",
+        )
+    for key in ("sweep", "rerun"):
+        if key in block:
+            raise UserError(f"{key} is no axis", given=f"{path}: {key}: {block[key]}")
+    return cast("dict[str, Any]", block)
+
+
+def _of_block(key: str, value: Any) -> Override:
+    """An axis of a ``sweep:`` block as an override; a string is what one would type."""
+    values = [_word(each) for each in value] if isinstance(value, list) else [value]
+    if not values:
+        raise UserError("an axis needs a value", given=f"sweep: {key}: []")
+    text = ",".join(each if isinstance(each, str) else _word(each) for each in values)
+    return parse([f"{key}={text}"])[0]
+
+
+def _word(value: Any) -> str:
+    """A value of a YAML list in Hydra's own grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_word, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_word(each)}' for key, each in value.items())}}}"
+    text = str(value)
+    if isinstance(value, str) and any(each in text for each in " ,:{}[]()'\"\\=#"):
+        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return text
+
+
+def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
+    """An axis as overrides of one value each."""
+    if not override.is_sweep_override():
+        return [override]
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, Glob):
+        group = override.key_or_group.split("/")[0]
+        if group not in groups(dirs):
+            raise UserError(
+                "glob() is for groups", given=typed(override), remedy=nearest(group, groups(dirs))
+            )
+        texts = value.filter(sorted(options(group, dirs)))
+        if not texts:
+            raise UserError(
+                "no option answers to that",
+                given=typed(override),
+                remedy=nearest("", options(group, dirs)),
+            )
+    elif not override.is_discrete_sweep():
+        raise UserError(
+            "a grid has no intervals",
+            given=typed(override),
+            remedy=f"Give values, {key}=0.1,1,10, or {key}=range(1,10,3).",
+        )
+    else:
+        try:
+            texts = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(
+                "this sweep cannot be expanded", given=typed(override), remedy=f"{error}."
+            ) from error
+    if not texts:
+        raise UserError("an axis needs a value", given=typed(override))
+    return parse_each(f"{key}={text}" for text in texts)
+
+
+def _shown(override: Override) -> str:
+    """The value of an element, as names show it."""
+    return typed(override).partition("=")[2].strip().strip("'\"")
+
+
+def _count(text: Any) -> int:
+    if not str(text).isdecimal() or not 1 <= int(text) <= MOST_POINTS:
+        raise UserError("seeds= is a number of seeds", given=text, remedy="E.g. seeds=5.")
+    return int(text)
+
+
+def _name(given: str | None) -> str | None:
+    if given is not None and given != slug(given):
+        raise UserError(
+            "a sweep's name is that of one folder",
+            given=f"sweep={given}",
+            remedy=f"E.g. sweep={slug(given).strip('._') or 'mine'}; outputs=DIR says where.",
+        )
+    return given
+
+
+def _rerun(text: str) -> Rerun:
+    known = get_args(Rerun)
+    if text.lower() not in known:
+        raise UserError(
+            "rerun says which finished points to make again",
+            given=f"rerun={text}",
+            remedy="rerun=stale: those of another version or commit of mmrun; rerun=true: all.",
+        )
+    return cast("Rerun", text.lower())
+
+
+def _default_name(
+    first: Point, fixed: Sequence[Override], axes: Mapping[str, Sequence[Override]]
+) -> str:
+    """A name for people and a hash of the base config and the axes' keys: another value or seed continues the same sweep."""
+    config = deepcopy(first.config)
+    known = groups(first.config_dirs)
+    for key in (*axes, SEED):
+        head, _, part = key.partition("/")
+        if key == "experiment":
+            config = {}
+        elif head == ENCODER and part:
+            config.get(ENCODER, {}).pop(part, None)
+        elif head in known:
+            for follows in (head, *((ENCODER, "objective") if head == "dataset" else ())):
+                config.pop(follows, None)
+        else:
+            *path, leaf = key.split(".")
+            node: Any = config
+            for name in path:
+                node = node.get(name, {}) if isinstance(node, dict) else {}
+            if isinstance(node, dict):
+                node.pop(leaf, None)
+    if not any(override.key_or_group == DATA_SEED for override in fixed):
+        config.pop(DATA_SEED, None)
+    keys = sorted({key for key in axes if not outside_id(key)} | {SEED})
+    digest = hashlib.sha256(f"{config_id(config)} {keys}".encode()).hexdigest()[:8]
+    people = first.choices.get("experiment") or ",".join(key for key in axes if key != SEED)
+    return f"{(people or 'seeds')[:80]}_{digest}"

@@ -1,0 +1,68 @@
+"""What would a command train? Its points, their choices and steps; nothing is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmrun.errors import UserError, printable
+from mmrun.launch import report
+from mmrun.launch.plan import plan
+from mmrun.options import add_to_path
+from mmrun.spec import Point, Sweep
+from mmrun.trust import targets
+
+
+def lines(sweep: Sweep) -> Iterator[str]:
+    """The text, line by line. Datasets are built to count the steps; that is what takes the time."""
+    first = sweep.points[0]
+    directory = Path(first.config["outputs"]).absolute() / sweep.name
+    planned = plan(directory, sweep.points, sweep.rerun) if sweep.name else []
+    if planned:
+        yield from report.opening(directory, planned, sweep.rerun, sweep.repeated)
+    common = {
+        group: option
+        for group, option in first.choices.items()
+        if all(point.choices.get(group) == option for point in sweep.points)
+    }
+    yield printable(f"{'choices':8} " + " ".join(f"{g}={o}" for g, o in common.items()))
+    steps = _Steps()
+    total, unknown = 0, 0
+    if planned:
+        yield ""
+    for k, point in enumerate(sweep.points):
+        count = steps.of(point)
+        todo = not planned or planned[k].action in ("train", "resume")
+        if isinstance(count, int) and todo:
+            total += count
+        unknown += isinstance(count, str)
+        action = f"{planned[k].action:7}" if planned else ""
+        shown = f"{count:>7} steps" if isinstance(count, int) else "      ? steps"
+        reason = "" if isinstance(count, int) else f"  ({count})"
+        yield printable(f"{action} {shown}  {point.name}{reason}")
+    at_most = "" if not unknown else f", and {unknown} points that cannot be built"
+    yield f"\n{total} steps to train{at_most}; nothing was made"
+
+
+class _Steps:
+    """Optimizer steps of points; points with the same data share one look at it."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, Any] = {}
+
+    def of(self, point: Point) -> int | str:
+        """How many, at most; or why not."""
+        from mmrun import build  # torch
+
+        config = point.config
+        key = json.dumps(config["dataset"], sort_keys=True, default=str)
+        try:
+            if key not in self._sizes:
+                add_to_path(point.config_dirs)
+                build.check_targets(config, targets(config))
+                self._sizes[key] = build.dataset(config["dataset"], config["data_seed"]).spec
+            return build.planned_steps(config, self._sizes[key])
+        except UserError as error:
+            return str(error)

@@ -1,0 +1,195 @@
+"""The sweep loop: freeze what is planned, keep an executor's slots full, say how each point ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmrun.launch import report
+from mmrun.launch.executor import Executor, Job
+from mmrun.launch.plan import Planned, plan
+from mmrun.runs.layout import SWEEP_RECORD
+from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
+from mmrun.runs.reader import list_runs, read
+from mmrun.runs.reader import point as frozen_point
+from mmrun.runs.writer import Run, freeze
+from mmrun.signals import Interrupted, interruptible
+from mmrun.spec import Point, Rerun, Sweep
+
+POLL_S = 0.2
+
+
+@dataclass
+class Outcome:
+    """How a sweep ended: the points of this command and their records.
+
+    Args:
+        directory: the sweep's folder.
+        records: {run directory: run.json} of every point of the command.
+        refused: {run directory: reason} of points that could not even be started.
+    """
+
+    directory: Path
+    records: dict[Path, dict[str, Any]] = field(default_factory=dict[Path, dict[str, Any]])
+    refused: dict[Path, str] = field(default_factory=dict[Path, str])
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every point has a result; a diverged one is one."""
+        failed = any(record["status"] in report.FAILED for record in self.records.values())
+        return int(failed or bool(self.refused))
+
+
+def drive(
+    sweep: Sweep,
+    outputs: Path,
+    executor: Executor,
+    *,
+    trust: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train what a sweep has left to train, in the folder ``outputs/<name>``.
+
+    Args:
+        sweep: the points.
+        outputs: the root of all runs.
+        executor: who trains them.
+        trust: packages beside mmrun and torch.optim that a ``_target_`` may name.
+        say: prints a line.
+
+    Raises:
+        UserError: the sweep's folder cannot be used, or another process drives it.
+        Interrupted: SIGINT or SIGTERM came; a note says how to go on.
+    """
+    directory = (outputs / sweep.name).absolute()
+    with interruptible(), locked(directory):
+        planned = plan(directory, sweep.points, sweep.rerun)
+        ledger = (
+            read_ledger(directory)
+            if (directory / SWEEP_RECORD).exists()
+            else Ledger(name=sweep.name)
+        )
+        ledger = ledger.extended(
+            overrides=sweep.overrides,
+            config_dirs=sweep.config_dirs,
+            axes=sweep.axes,
+            points={each.point.id: each.directory.name for each in planned},
+        )
+        write_ledger(directory, ledger)
+        for line in report.opening(directory, planned, sweep.rerun, sweep.repeated):
+            say(line)
+        return _run(directory, ledger.name, planned, executor, trust, say)
+
+
+def resume(
+    directory: Path,
+    executor: Executor,
+    *,
+    trust: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train what a sweep's folder has left, as it was frozen there; ``drive`` says the rest."""
+    directory = directory.absolute()
+    with interruptible(), locked(directory):
+        ledger = read_ledger(directory)
+        points: list[Point] = [frozen_point(run) for run in list_runs(directory) if read(run)["id"]]
+        order = {id: number for number, id in enumerate(ledger.points)}
+        points.sort(key=lambda point: order.get(point.id, len(order)))
+        rerun: Rerun = "false"
+        planned = plan(directory, points, rerun)
+        write_ledger(directory, ledger)
+        for line in report.opening(directory, planned, rerun, ()):
+            say(line)
+        return _run(directory, ledger.name, planned, executor, trust, say)
+
+
+def _run(
+    directory: Path,
+    name: str,
+    planned: Sequence[Planned],
+    executor: Executor,
+    trust: Collection[str],
+    say: Callable[[str], None],
+) -> Outcome:
+    outcome = Outcome(directory)
+    todo = [each for each in planned if each.action in ("train", "resume")]
+    try:
+        for each in todo:  # all of them, before the first is trained: conf/ may be edited then
+            _freeze(each, name, outcome)
+        todo = [each for each in todo if each.directory not in outcome.refused]
+        _work(todo, executor, trust, say)
+    except Interrupted as signal:
+        left = sum(_unfinished(each) for each in todo)
+        done = len(planned) - left
+        signal.add_note(report.interrupted(directory, done, len(planned)))
+        raise
+    outcome.records = {each.directory: read(each.directory) for each in planned}
+    for refused in outcome.refused:
+        outcome.records.pop(refused, None)
+    return outcome
+
+
+def _freeze(each: Planned, sweep: str, outcome: Outcome) -> None:
+    from mmrun.errors import UserError
+
+    try:
+        freeze(each.point, each.directory, sweep=sweep)
+    except UserError as error:
+        outcome.refused[each.directory] = str(error)
+
+
+def _work(
+    todo: Sequence[Planned],
+    executor: Executor,
+    trust: Collection[str],
+    say: Callable[[str], None],
+) -> None:
+    """Keep the slots full until nothing is left, or the first failure where that is asked for."""
+    waiting = list(todo)
+    free = list(range(executor.slots))
+    active: dict[int, tuple[Planned, Any, float]] = {}
+    progress = report.Progress(len(todo), slots=executor.slots)
+    try:
+        while waiting or active:
+            while waiting and free:
+                each, slot = waiting.pop(0), free.pop(0)
+                if each.action == "train" and each.record is not None:
+                    _renew(each)
+                job = Job(
+                    directory=each.directory,
+                    resume=each.action == "resume",
+                    trust=tuple(trust),
+                )
+                began = time.monotonic()
+                active[slot] = each, executor.submit(job, slot), began
+            ended = [slot for slot, (_, handle, _) in active.items() if executor.poll(handle)]
+            for slot in ended:
+                each, _, began = active.pop(slot)
+                free.append(slot)
+                record = read(each.directory)
+                say(progress.ended(each.point.name, record, time.monotonic() - began))
+                if executor.fail_fast and record["status"] in report.FAILED and waiting:
+                    say(f"stopped at the first failure; {len(waiting)} points stay queued")
+                    waiting.clear()
+            if not ended:
+                time.sleep(POLL_S)
+    except BaseException:
+        for _, handle, _ in active.values():
+            executor.cancel(handle)
+        raise
+
+
+def _renew(each: Planned) -> None:
+    """What does not change the numbers (logger, outputs, ...) is as this command says it."""
+    Run.open(each.directory).update(
+        config=each.point.config,
+        overrides=list(each.point.overrides),
+        config_dirs=list(each.point.config_dirs),
+    )
+
+
+def _unfinished(each: Planned) -> bool:
+    return read(each.directory)["status"] not in ("finished", "diverged", "pruned")

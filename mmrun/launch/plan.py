@@ -1,0 +1,76 @@
+"""What is left to do: points against what their folders say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrun import __version__
+from mmrun.runs.layout import Paths, point_directory
+from mmrun.runs.provenance import commit
+from mmrun.runs.reader import list_runs, read
+from mmrun.spec import Point, Rerun
+
+DONE = ("finished", "diverged", "pruned")  # results; a diverged run is one
+Action = Literal["skip", "wait", "train", "resume"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A point, its folder, and what is to happen to it.
+
+    Args:
+        point: what to train.
+        directory: where it is, or will be.
+        action: ``skip`` what is done, ``wait`` for what another process trains, else ``train`` or ``resume``.
+        record: its run.json; None where it has no folder yet.
+        stale: whether it was made by another version or commit of mmrun.
+    """
+
+    point: Point
+    directory: Path
+    action: Action
+    record: Mapping[str, Any] | None = None
+    stale: bool = False
+
+
+def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
+    """What to do with each point; folders are found by id, whatever they are called. Touches nothing."""
+    present = {record["id"]: (run, record) for run, record in _records(sweep) if record["id"]}
+    here = {"mmrun": __version__, "commit": commit()["commit"]}
+    return [
+        _planned(point, point_directory(sweep, point), present.get(point.id), rerun, here)
+        for point in points
+    ]
+
+
+def _records(sweep: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [(run, read(run)) for run in list_runs(sweep)] if sweep.is_dir() else []
+
+
+def _planned(
+    point: Point,
+    directory: Path,
+    found: tuple[Path, dict[str, Any]] | None,
+    rerun: Rerun,
+    here: Mapping[str, Any],
+) -> Planned:
+    if found is None:
+        return Planned(point=point, directory=directory, action="train")
+    directory, record = found
+    status = record["status"]
+    made_by = {
+        "mmrun": record["versions"].get("mmrun"),
+        "commit": record["git"].get("commit"),
+    }
+    stale = status in DONE and made_by != here
+    action: Action = "train"
+    if status == "running":
+        action = "wait"
+    elif status in DONE:
+        action = "train" if rerun == "true" or (rerun == "stale" and stale) else "skip"
+    elif status in ("killed", "cancelled") and Paths(directory).last.is_file():
+        action = "resume"
+    return Planned(point=point, directory=directory, action=action, record=record, stale=stale)

@@ -1,0 +1,139 @@
+"""What a sweep says: at its start, after each point, and at its end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrun.errors import printable
+from mmrun.exits import program
+from mmrun.launch.plan import DONE, Planned
+from mmrun.runs.layout import Paths
+from mmrun.spec import Rerun
+
+FAILED = ("failed", "killed", "unreadable")
+_SHOWN = 20
+
+
+def opening(
+    directory: Path, planned: Sequence[Planned], rerun: Rerun, repeated: Sequence[str]
+) -> list[str]:
+    """What there is to do, and what of it is done."""
+    of = {action: [p for p in planned if p.action == action] for action in _WORDS}
+    words = [f"{len(points)} {_WORDS[action]}" for action, points in of.items() if points]
+    lines = [
+        f"{'sweep':8} {relative(directory)}",
+        f"{'points':8} {len(planned)}: {', '.join(words)}",
+    ]
+    stale = [each for each in of["skip"] if each.stale]
+    if stale and rerun == "false":
+        lines.append(
+            f"{'':8} {len(stale)} of those done were made by another version of the code; "
+            "rerun=stale makes them again"
+        )
+    if repeated:
+        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        lines.append(f"{'':8} taken once, as equal to others: {'; '.join(repeated[:3])}{more}")
+    return [printable(line) for line in lines]
+
+
+_WORDS = {
+    "skip": "done",
+    "wait": "trained by another process now",
+    "resume": "to resume",
+    "train": "to train",
+}
+
+
+class Progress:
+    """One line per point that has ended, with the time that is left.
+
+    Args:
+        total: points to be trained.
+        slots: how many at a time.
+    """
+
+    def __init__(self, total: int, *, slots: int) -> None:
+        self.total = total
+        self.slots = slots
+        self.seconds: list[float] = []
+
+    def ended(self, name: str, record: Mapping[str, Any], seconds: float) -> str:
+        """The line of a point."""
+        self.seconds.append(seconds)
+        k = len(self.seconds)
+        width = len(str(self.total))
+        words = [f"[{k:{width}}/{self.total}]", name, status(record), *_score(record)]
+        words.append(f"{seconds:.1f} s")
+        if k < self.total:
+            left = sum(self.seconds) / k * (self.total - k) / min(self.slots, self.total - k)
+            words.append(f"({_duration(left)} left)")
+        return printable("  ".join(words))
+
+
+def closing(records: Mapping[Path, Mapping[str, Any]], refused: Mapping[Path, str]) -> list[str]:
+    """Counts, then every point that has no result, or one that is none, with its reason."""
+    counts: dict[str, int] = {}
+    for record in records.values():
+        counts[record["status"]] = counts.get(record["status"], 0) + 1
+    if refused:
+        counts["refused"] = len(refused)
+    lines = [f"{'points':8} " + ", ".join(f"{n} {name}" for name, n in counts.items())]
+    diverged = [run for run, record in records.items() if record["status"] == "diverged"]
+    if diverged:
+        lines.append(f"diverged ({len(diverged)}): a result, not a failure")
+        lines += [f"  {records[run]['name']}: {records[run]['error']}" for run in diverged[:_SHOWN]]
+        if len(diverged) > _SHOWN:
+            lines.append(f"  and {len(diverged) - _SHOWN} more")
+    failed = {
+        run: str(record["error"] or record["stopped_by"] or record["status"])
+        for run, record in records.items()
+        if record["status"] in FAILED
+    } | dict(refused)
+    if failed:
+        lines.append(f"failed ({len(failed)}):")
+    for run, reason in failed.items():
+        log = Paths(run).log
+        where = relative(log) if log.exists() else relative(run)
+        lines.append(f"  {run.name}: {reason.splitlines()[0]}  ({where})")
+    return [printable(line) for line in lines]
+
+
+def interrupted(directory: Path, done: int, total: int) -> str:
+    """How far it came, and how to go on."""
+    return (
+        f"{done} of {total} points are done; continue: "
+        f"{program()} resume {shlex.quote(relative(directory))}"
+    )
+
+
+def status(record: Mapping[str, Any]) -> str:
+    """finished, or what else; with the stability where it is not ok."""
+    word = str(record["status"])
+    stability = record["stability"]
+    return word if stability in (None, "ok", word) else f"{word} ({stability})"
+
+
+def relative(path: Path) -> str:
+    """A path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _score(record: Mapping[str, Any]) -> list[str]:
+    """The last validation's first metric beside the loss: the test is not looked at on the way."""
+    names = [name for name in record["metrics"] if name.startswith("val/") and name != "val/loss"]
+    if record["status"] not in DONE or not names:
+        return []
+    value = record["metrics"][names[0]].get("last")
+    return [f"{names[0]} {value:.3f}"] if isinstance(value, int | float) else []
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
