@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrun.errors import UserError, printable
 from mmrun.launch import report
-from mmrun.launch.plan import plan
+from mmrun.launch.plan import TO_DO, plan
 from mmrun.options import add_to_path
 from mmrun.spec import Point, Sweep
 from mmrun.trust import targets
@@ -34,7 +34,7 @@ def lines(sweep: Sweep) -> Iterator[str]:
         yield ""
     for k, point in enumerate(sweep.points):
         count = steps.of(point)
-        todo = not planned or planned[k].action in ("train", "resume")
+        todo = not planned or planned[k].action in TO_DO
         if isinstance(count, int) and todo:
             total += count
         unknown += isinstance(count, str)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmrun.errors import UserError
 from mmrun.launch import report
 from mmrun.launch.executor import Executor, Job
-from mmrun.launch.plan import Planned, plan
+from mmrun.launch.plan import DONE, TO_DO, Planned, plan
 from mmrun.runs.layout import SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
@@ -18,6 +19,7 @@ from mmrun.runs.reader import point as frozen_point
 from mmrun.runs.writer import Run, freeze
 from mmrun.signals import Interrupted, interruptible
 from mmrun.spec import Point, Rerun, Sweep
+from mmrun.trust import check_targets
 
 POLL_S = 0.2
 
@@ -91,7 +93,11 @@ def resume(
     trust: Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Train what a sweep's folder has left, as it was frozen there; ``drive`` says the rest."""
+    """Train what a sweep's folder has left, as it was frozen there; ``drive`` says the rest.
+
+    Raises:
+        UserError: a point names code that is not trusted; nothing is touched then.
+    """
     directory = directory.absolute()
     with interruptible(), locked(directory):
         ledger = read_ledger(directory)
@@ -100,6 +106,9 @@ def resume(
         points.sort(key=lambda point: order.get(point.id, len(order)))
         rerun: Rerun = "false"
         planned = plan(directory, points, rerun)
+        for each in planned:
+            if each.action in TO_DO:
+                check_targets(each.point.config, trust)
         write_ledger(directory, ledger)
         for line in report.opening(directory, planned, rerun, ()):
             say(line)
@@ -115,7 +124,7 @@ def _run(
     say: Callable[[str], None],
 ) -> Outcome:
     outcome = Outcome(directory)
-    todo = [each for each in planned if each.action in ("train", "resume")]
+    todo = [each for each in planned if each.action in TO_DO]
     try:
         for each in todo:  # all of them, before the first is trained: conf/ may be edited then
             _freeze(each, name, outcome)
@@ -133,8 +142,6 @@ def _run(
 
 
 def _freeze(each: Planned, sweep: str, outcome: Outcome) -> None:
-    from mmrun.errors import UserError
-
     try:
         freeze(each.point, each.directory, sweep=sweep)
     except UserError as error:
@@ -192,4 +199,4 @@ def _renew(each: Planned) -> None:
 
 
 def _unfinished(each: Planned) -> bool:
-    return read(each.directory)["status"] not in ("finished", "diverged", "pruned")
+    return read(each.directory)["status"] not in DONE

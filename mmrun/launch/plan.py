@@ -15,6 +15,7 @@ from mmrun.spec import Point, Rerun
 
 DONE = ("finished", "diverged", "pruned")  # results; a diverged run is one
 Action = Literal["skip", "wait", "train", "resume"]
+TO_DO = ("train", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)

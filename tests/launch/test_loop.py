@@ -365,3 +365,35 @@ def test_planning_touches_nothing(tmp_path: Path):
     assert [each.action for each in planned] == ["train", "train"]
     assert list(tmp_path.iterdir()) == []
     shutil.rmtree(tmp_path / "none", ignore_errors=True)
+
+
+def test_a_sweep_with_the_user_s_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The folder that it was made with is named again to resume it; without, nothing is touched."""
+    folder = tmp_path / "project" / "conf"
+    (folder / "fusion").mkdir(parents=True)
+    (folder / "fusion" / "mine.yaml").write_text("# Mine\n_target_: sweep_fusion.Largest\n")
+    (folder.parent / "sweep_fusion.py").write_text(FUSION)
+    words = ["--config-dir", str(folder), "fusion=mine,concat"]
+    run(*words)
+    (directory,) = SWEEP.glob("fusion=mine*")
+    Run.open(directory).update(status="queued")
+    before = {path: path.read_bytes() for path in SWEEP.rglob("*") if path.is_file()}
+    assert cli.main(["resume", "s"]) == 2
+    assert "add --trust sweep_fusion or the --config-dir" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in SWEEP.rglob("*") if path.is_file()} == before
+    assert cli.main(["resume", "s", "--config-dir", str(folder)]) == 0
+    assert record_of(directory)["status"] == "finished"
+
+
+FUSION = """\
+import torch
+from mmrun.fusion import Fusion
+
+class Largest(Fusion):
+    def __init__(self, dims):
+        super().__init__(dims)
+        self.dim = max(dims.values())
+
+    def forward(self, tokens):
+        return torch.stack([tokens[m].pooled for m in self.modalities]).amax(0)
+"""
