@@ -48,6 +48,8 @@ from mmrun.signature import check
 from mmrun.spec import Point
 from mmrun.trainer import limited, make_trainer
 
+LABEL = 40  # letters of a point's name beside its bar
+
 
 def train(
     point: Point,
@@ -287,8 +289,15 @@ class _Training:
         if self.first and options.enable_progress_bar:
             if self.console.is_terminal:
                 total = self.module.total_steps
-                bar = ProgressBar(recorder, total=total, metric=goal.primary, console=self.console)
-                shown.append(bar)
+                shown.append(
+                    ProgressBar(
+                        recorder,
+                        total=total,
+                        metric=goal.primary,
+                        console=self.console,
+                        label=self.run.record["name"][:LABEL] if self.brief else "training",
+                    )
+                )
             else:
                 shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
         return recorder, [recorder, stops, checkpoints, *shown, _OwnSignals()]

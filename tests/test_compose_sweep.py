@@ -29,6 +29,13 @@ sweep:
   seeds: 2
 """
 
+BASED = """\
+# @package _global_
+# The same with other seeds
+defaults: [mine, _self_]
+sweep: {seeds: 1, clip: 0.5}
+"""
+
 
 def sweep(*words: str, dirs: tuple[str, ...] = ()) -> Sweep:
     return compose.sweep(words, dirs)
@@ -43,6 +50,7 @@ def own(tmp_path: Path) -> tuple[str]:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(EXPERIMENT)
+    (folder / "based.yaml").write_text(BASED)
     (folder / "lone.yaml").write_text("# @package _global_\n# One point of its own\nseed: 7\n")
     return (str(folder.parent),)
 
@@ -167,6 +175,17 @@ def test_the_command_line_replaces_an_experiment_s_axes(own: tuple[str]):
     ]
     found = sweep("experiment=mine", "clip=0.5", "seed=1", dirs=own)
     assert {p.config["seed"] for p in found.points} == {1}
+
+
+def test_an_experiment_builds_on_another_one_s_sweep(own: tuple[str]):
+    found = sweep("experiment=based", dirs=own)
+    assert names(found)[0] == "clip=0.5,objective.hidden=[],logger.project=a b,seed=4"
+    assert len(found.points) == 2
+
+
+def test_experiments_that_sweep_are_no_axis(own: tuple[str]):
+    with pytest.raises(UserError, match="experiment mine sweeps by itself"):
+        sweep("experiment=lone,mine", dirs=own)
 
 
 @pytest.mark.parametrize(

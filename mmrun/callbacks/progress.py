@@ -24,15 +24,24 @@ class ProgressBar(Callback):
         total: optimizer steps planned.
         metric: validation metric shown, without ``val/``.
         console: the terminal.
+        label: what is trained.
     """
 
-    def __init__(self, recorder: Recorder, *, total: int, metric: str, console: Console) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        total: int,
+        metric: str,
+        console: Console,
+        label: str = "training",
+    ) -> None:
         self.recorder = recorder
         self.metric = metric
         self.total = total
         self.drawn = 0.0
         self.short = console.width < FOR_TIME
-        wide = [TextColumn("training"), BarColumn(bar_width=None)]
+        wide = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)]
         self.bar = Progress(
             *(wide if console.width >= FOR_BAR else ()),
             MofNCompleteColumn(),
@@ -42,7 +51,7 @@ class ProgressBar(Callback):
             transient=True,
             auto_refresh=False,
         )
-        self.task = self.bar.add_task("training", total=total, values="")
+        self.task = self.bar.add_task(label, total=total, values="")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Draw it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -13,6 +15,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mmrun.compose.overrides import parse, typed
 from mmrun.compose.values import apply_values, sentence
@@ -148,27 +151,42 @@ def _default_option(group: str) -> str:
     raise KeyError(group)
 
 
+def experiment_files(option: str, dirs: tuple[str, ...]) -> list[tuple[Path, dict[str, Any]]]:
+    """An experiment's file and content, after those of the experiments that it builds on; none where it cannot be read."""
+    path = options("experiment", dirs).get(option)
+    if path is None:
+        return []
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError):
+        return []  # composing it says what is wrong
+    if not isinstance(loaded, dict):
+        return []
+    content = {str(key): value for key, value in loaded.items()}
+    bases = [
+        each.rpartition("/")[2] for each in content.get("defaults") or [] if isinstance(each, str)
+    ]
+    before = [experiment_files(base, dirs) for base in bases if base != option]
+    return [*chain(*before), (path, content)]
+
+
 def _experiment_encoders(chosen: Sequence[str], dirs: tuple[str, ...]) -> set[str]:
-    """Encoder groups that the chosen experiment's file overrides: their modalities must be listed."""
+    """Encoder groups that the chosen experiment overrides: their modalities must be listed."""
     found: set[str] = set()
     for choice in chosen:
         group, _, option = choice.partition("=")
-        path = options("experiment", dirs).get(option) if group == "experiment" else None
-        if path is None:
-            continue
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-        entries: list[Any] = loaded.get("defaults", []) if isinstance(loaded, dict) else []
-        for entry in entries:
-            for key, value in (entry if isinstance(entry, dict) else {}).items():
-                word = str(key).removeprefix("override").strip().lstrip("/")
-                if isinstance(value, int | float):  # Hydra refuses it before it asks any source
-                    raise UserError(
-                        "a defaults list names options, and a bare number is none",
-                        given=f"{path.name}: {key}: {value}",
-                        remedy=f'Write it in quotes, "{value}", or with its law, e.g. norm_{value}.',
-                    )
-                if word.startswith(f"{ENCODER}/"):
-                    found.add(word)
+        for path, content in experiment_files(option, dirs) if group == "experiment" else ():
+            for entry in content.get("defaults") or []:
+                for key, value in (entry if isinstance(entry, dict) else {}).items():
+                    word = str(key).removeprefix("override").strip().lstrip("/")
+                    if isinstance(value, int | float):  # Hydra refuses it before it asks any source
+                        raise UserError(
+                            "a defaults list names options, and a bare number is none",
+                            given=f"{path.name}: {key}: {value}",
+                            remedy=f'Write it in quotes, "{value}", or with its law, e.g. norm_{value}.',
+                        )
+                    if word.startswith(f"{ENCODER}/"):
+                        found.add(word)
     return found
 
 

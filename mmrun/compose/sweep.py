@@ -14,10 +14,9 @@ from typing import Any, cast, get_args
 
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmrun.compose.groups import SWEEP_BLOCK, preferring
+from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
 from mmrun.compose.overrides import SWEEP_WORDS, outside_id, parse, split, typed
 from mmrun.compose.points import Template
 from mmrun.errors import UserError, nearest
@@ -57,8 +56,7 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
     if "name" in parsed:
         remedy = "Points are named after what varies; sweep=NAME names the sweep."
         raise UserError("the points of a sweep name themselves", given="name=", remedy=remedy)
-    experiment = parsed.get("experiment")
-    block = _block(None if experiment is None else typed(experiment).partition("=")[2], dirs)
+    block = _experiment_block(parsed.get("experiment"), dirs)
     seeds = words.get("seeds") or (None if SEED in parsed else block.pop("seeds", None))
     block.pop("seeds", None)
     axes: dict[str, list[Override]] = {}
@@ -163,28 +161,40 @@ def _sweep_words(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return words, rest
 
 
+def _experiment_block(experiment: Override | None, dirs: tuple[str, ...]) -> dict[str, Any]:
+    """What the chosen experiment sweeps; several experiments at once must sweep nothing of their own."""
+    if experiment is None:
+        return {}
+    chosen = [_shown(each) for each in _elements(experiment, dirs)]
+    blocks = {option: _block(option, dirs) for option in chosen}
+    if len(blocks) == 1:
+        return blocks[chosen[0]]
+    for option, block in blocks.items():
+        if block:
+            raise UserError(
+                f"experiment {option} sweeps by itself",
+                given=typed(experiment),
+                remedy=f"Train it alone: experiment={option}.",
+            )
+    return {}
+
+
 def _block(option: str | None, dirs: tuple[str, ...]) -> dict[str, Any]:
-    """The ``sweep:`` block of an experiment's own file; empty where there is none."""
-    path = options("experiment", dirs).get(option or "")
-    if path is None:
-        return {}
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, ValueError, OSError):
-        return {}  # composing it says what is wrong
-    block = loaded.get(SWEEP_BLOCK) if isinstance(loaded, dict) else None
-    if block is None:
-        return {}
-    if not isinstance(block, dict) or not all(isinstance(key, str) for key in block):
-        raise UserError(
-            "a sweep: block is a mapping of keys to their values",
-            given=path,
-            remedy="E.g. sweep: {clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}.",
-        )
-    for key in ("sweep", "rerun"):
-        if key in block:
-            raise UserError(f"{key} is no axis", given=f"{path}: {key}: {block[key]}")
-    return cast("dict[str, Any]", block)
+    """The ``sweep:`` block of an experiment, over those of the experiments that it builds on; empty without one."""
+    found: dict[str, Any] = {}
+    for path, content in experiment_files(option or "", dirs):
+        block = content.get(SWEEP_BLOCK) or {}
+        if not isinstance(block, dict) or not all(isinstance(key, str) for key in block):
+            raise UserError(
+                "a sweep: block is a mapping of keys to their values",
+                given=path,
+                remedy="E.g. sweep: {clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}.",
+            )
+        for key in ("sweep", "rerun"):
+            if key in block:
+                raise UserError(f"{key} is no axis", given=f"{path}: {key}: {block[key]}")
+        found |= cast("dict[str, Any]", block)
+    return found
 
 
 def _of_block(key: str, value: Any) -> Override:

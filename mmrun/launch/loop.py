@@ -177,7 +177,9 @@ def _work(
                 each, _, began = active.pop(slot)
                 free.append(slot)
                 record = read(each.directory)
-                say(progress.ended(each.point.name, record, time.monotonic() - began))
+                # The run's own time where it has one: the first point also waits for imports.
+                seconds = record["seconds"] or time.monotonic() - began
+                say(progress.ended(each.point.name, record, seconds))
                 if executor.fail_fast and record["status"] in report.FAILED and waiting:
                     say(f"stopped at the first failure; {len(waiting)} points stay queued")
                     waiting.clear()
