@@ -140,7 +140,7 @@ def _points(
                 f"{key}={_shown(value)}"
                 for key, value in zip(axes, combinations[number], strict=True)
             )
-            made[number] = template.point(values[number], tuple(words), name)
+            made[number] = template.point(values[number], tuple(words), name or "point")
     return [made[number] for number in range(len(combinations))]
 
 

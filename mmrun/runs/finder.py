@@ -60,6 +60,7 @@ def find(text: str, outputs: Path) -> Path:
                 remedy=f"Name one of them: {_listed(points, outputs)}." if points else "",
             )
     names = {run.name for run in runs} | {record["id"] for record in records.values()} - {""}
+    names |= {found.parent.name for found in outputs.glob(f"*/{SWEEP_RECORD}")}
     raise UserError("no such run", given=text, remedy=nearest(text, names, limit=_SHOWN))
 
 

@@ -75,7 +75,11 @@ def read_ledger(sweep: Path) -> Ledger:
     try:
         loaded: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError("this ledger cannot be read", given=path, remedy=f"{error}.") from error
+        raise UserError(
+            f"this ledger cannot be read: {error}",
+            given=path,
+            remedy="Points keep their own records: move it away, and the sweep's command writes it anew.",
+        ) from error
     given = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}
     version = given.get("format")
     if not isinstance(version, int) or version > FORMAT:

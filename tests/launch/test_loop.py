@@ -397,3 +397,14 @@ class Largest(Fusion):
     def forward(self, tokens):
         return torch.stack([tokens[m].pooled for m in self.modalities]).amax(0)
 """
+
+
+def test_a_damaged_ledger_is_no_dead_end(capsys: pytest.CaptureFixture[str]):
+    run("clip=none")
+    (SWEEP / "sweep.json").write_text("{")
+    run("clip=none", code=2)
+    assert "move it away, and the sweep's command writes it anew" in capsys.readouterr().err
+    (SWEEP / "sweep.json").unlink()
+    run("clip=none")
+    assert "points   1: 1 done" in capsys.readouterr().out
+    assert len(read_ledger(SWEEP).points) == 1
