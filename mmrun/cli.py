@@ -28,6 +28,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
+  mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean ± sd over seeds, best first
   mmrun list [GROUP | GROUP/OPTION]                what there is to choose from, and its settings
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
@@ -211,6 +212,73 @@ def _show(words: list[str]) -> int:
     return 0
 
 
+def _compare(words: list[str]) -> int:
+    parser = _Parser(
+        "compare",
+        "Settings side by side: mean and sd over seeds, best first by validation, never by test.",
+    )
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        help="a run, a sweep, a folder of runs, a name or unique id prefix below outputs/, or last; "
+        "all of outputs/ by default",
+    )
+    parser.add_argument(
+        "--by",
+        metavar="KEY,KEY",
+        help="what makes a row, e.g. clip,optimizer.lr; by default everything that differs but the seeds",
+    )
+    parser.add_argument(
+        "--select",
+        metavar="val",
+        help="of the settings of each row, report the one that is best on validation",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="accuracy, test/accuracy, test_last/loss, train_eval/accuracy, ...",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only these runs: clip=none,0.5 or status=finished or 'optimizer.lr>0.1'; may be repeated",
+    )
+    parser.add_argument(
+        "--format", default="table", metavar="FORMAT", help="table, md, csv, json or latex"
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw it too: .png, .svg or .pdf; a heat map over two keys of --by, or points over one",
+    )
+    given = parser.parse_args(words)
+    with _uncollected():
+        from mmrun.compare import table
+
+        comparison = table.compare(
+            given.paths,
+            outputs=_outputs(),
+            by=None if given.by is None else [key for key in given.by.split(",") if key],
+            asked=given.metric,
+            conditions=given.where,
+            select=given.select,
+        )
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        text = table.text(comparison, format=given.format, width=_width(None), color=color)
+        if given.figure is not None:
+            from mmrun.compare import draw, figures
+
+            draw.draw(figures.figure(comparison), given.figure)
+        print(text)
+        if given.figure is not None:
+            print(f"figure: {given.figure}", file=sys.stderr)
+    return 0
+
+
 def _list(words: list[str]) -> int:
     parser = _Parser(
         "list",
@@ -317,6 +385,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "predict": _predict,
     "show": _show,
+    "compare": _compare,
     "list": _list,
     "doctor": _doctor,
 }

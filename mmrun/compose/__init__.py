@@ -24,12 +24,12 @@ from mmrun.compose.groups import (
     preferring,
     searchpath,
 )
-from mmrun.compose.overrides import canonical_number, outside_id, parse, single, split, typed
+from mmrun.compose.overrides import canonical_number, parse, single, split, typed
 from mmrun.compose.values import apply_values, opened, sentence
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, conf_dir
 from mmrun.sources import preferred, register
-from mmrun.spec import Point
+from mmrun.spec import Point, outside_id
 
 # What Hydra answers, and what it takes after it: nothing, one of some words, or anything.
 ANYTHING = ("ANYTHING",)
