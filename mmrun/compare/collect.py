@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from mmrun.errors import UserError
 from mmrun.options import ENCODER
 from mmrun.runs.finder import find_tree
-from mmrun.runs.reader import read_all
+from mmrun.runs.reader import list_runs, read
 from mmrun.runs.record import UNREADABLE
 from mmrun.settings import changed
 from mmrun.spec import SHARE_OR_COUNT, outside_id
@@ -92,17 +92,16 @@ def collect(words: Sequence[str], outputs: Path) -> Collected:
         UserError: a path names nothing, or there is no run at all.
     """
     roots = [find_tree(word, outputs) for word in words] or [outputs]
-    records = read_all(root.absolute() for root in roots)
-    unreadable = {
-        path: str(record["error"])
-        for path, record in records.items()
-        if record["status"] == UNREADABLE
-    }
+    paths = dict.fromkeys(run for root in roots for run in list_runs(root.absolute()))
+    unreadable: dict[Path, str] = {}
     kept: dict[object, Row] = {}
-    for path, record in records.items():
-        if path in unreadable:
+    blocks: dict[str, Any] = {}
+    for path in paths:
+        record = read(path)
+        if record["status"] == UNREADABLE:
+            unreadable[path] = str(record["error"])
             continue
-        row = Row(path, record, _resumed(record))
+        row = Row(path, _slim(record), _shared(_resumed(record), blocks))
         same = (record["id"], _text(record["resumed"])) if record["id"] else path
         if same not in kept or _rank(row) >= _rank(kept[same]):
             kept[same] = row
@@ -112,7 +111,7 @@ def collect(words: Sequence[str], outputs: Path) -> Collected:
             given=", ".join(words) or outputs,
             remedy="Make one: mmrun train clip=0.5, and mmrun train clip=none",
         )
-    repeats = len(records) - len(unreadable) - len(kept)
+    repeats = len(paths) - len(unreadable) - len(kept)
     return Collected(tuple(kept.values()), unreadable, repeats)
 
 
@@ -211,21 +210,18 @@ def _differing(nodes: Sequence[Any], path: str) -> Iterator[str]:
     """Dotted paths of the leaves in which nodes differ; equal branches are not entered."""
     first = nodes[0]
     # 1 and 1.0 are equal, and one batch is not all of them: there every leaf is looked at.
-    if not path.startswith("trainer") and all(node == first for node in nodes):
+    counts = path == "trainer" or path.rpartition(".")[2].startswith(SHARE_OR_COUNT)
+    if not counts and all(node is first or node == first for node in nodes):
         return
     if not any(isinstance(node, dict) for node in nodes):
-        if len({_exact(node, path) for node in nodes}) > 1:
+        exact = {(counts and isinstance(node, float), same_value(node)) for node in nodes}
+        if len(exact) > 1:
             yield path
         return
     mappings: list[dict[str, Any]] = [node if isinstance(node, dict) else {} for node in nodes]
     names = dict.fromkeys(name for mapping in mappings for name in mapping)
     for name in names:
         yield from _differing([mapping.get(name, ABSENT) for mapping in mappings], f"{path}.{name}")
-
-
-def _exact(value: Any, path: str) -> object:
-    counts = path.rpartition(".")[2].startswith(SHARE_OR_COUNT)
-    return (isinstance(value, float), value) if counts else same_value(value)
 
 
 def _leaves(node: Any, path: str) -> Iterator[str]:
@@ -252,6 +248,20 @@ def _set_by_hand(row: Row) -> Iterator[str]:
 
 def _rank(row: Row) -> tuple[bool, str]:
     return (row.status in ENDED, str(row.record["started"] or ""))
+
+
+def _slim(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without its largest blocks: two thousand of them are to stay in a small memory."""
+    return {key: value for key, value in record.items() if key not in ("config", "clip", "versions")}
+
+
+def _shared(config: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
+    """The config, with the blocks that equal the last run's replaced by those: one copy of each."""
+    for head, node in config.items():
+        if isinstance(node, dict) and head != "trainer":  # where 1 and 1.0 are two things
+            config[head] = node if blocks.get(head) != node else blocks[head]
+            blocks[head] = config[head]
+    return config
 
 
 def _resumed(record: Mapping[str, Any]) -> dict[str, Any]:
