@@ -252,7 +252,9 @@ def _rank(row: Row) -> tuple[bool, str]:
 
 def _slim(record: dict[str, Any]) -> dict[str, Any]:
     """A record without its largest blocks: two thousand of them are to stay in a small memory."""
-    return {key: value for key, value in record.items() if key not in ("config", "clip", "versions")}
+    return {
+        key: value for key, value in record.items() if key not in ("config", "clip", "versions")
+    }
 
 
 def _shared(config: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
