@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmrun.compare.figures import Axis, Cell, Figure
 from mmrun.errors import UserError, nearest, printable
@@ -45,7 +46,8 @@ def draw(figure: Figure, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType] - names are checked as they are set
+    style: Any = cast("Any", mpl).rc_context
+    with style(_STYLE):
         canvas: Any = Canvas(figsize=_size(figure), layout="constrained")
         _points(canvas, figure) if figure.y is None else _heat_map(canvas, figure, figure.y)
         temporary = path.with_name(
@@ -62,7 +64,8 @@ def draw(figure: Figure, path: Path) -> None:
                 f"cannot write the figure: {error.strerror or error}", given=path
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def check(path: Path) -> None:
@@ -97,13 +100,15 @@ def _heat_map(canvas: Any, figure: Figure, y: Axis) -> None:
         low, high = low - 0.5, high + 0.5
     scale = Normalize(low, high)
     # Bright is good, whichever way the metric goes.
-    colors = colormaps[_COLORS if figure.higher else f"{_COLORS}_r"]
+    colors: Any = colormaps[_COLORS if figure.higher else f"{_COLORS}_r"]
     form = _form(means)
     for i in range(len(figure.x.labels)):
         for j in range(len(y.labels)):
             cell = figure.cells.get((i, j))
-            known = cell is not None and cell.mean is not None and math.isfinite(cell.mean)
-            face = colors(scale(cell.mean)) if cell is not None and known else "#eeeeee"
+            mean = None if cell is None else cell.mean
+            face: Any = "#eeeeee"
+            if mean is not None and math.isfinite(mean):
+                face = colors(scale(mean))
             box = Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=face, edgecolor="white", lw=1.5)
             axes.add_patch(box)
             if cell is None:
@@ -137,9 +142,9 @@ def _label(axes: Any, i: int, j: int, cell: Cell, form: str, ink: str) -> None:
     axes.text(i, j + up, mean, ha="center", va="center", color=ink, fontsize=10, weight="bold")
     axes.text(i, j + up - 0.27, spread, ha="center", va="center", color=ink, fontsize=7)
     if cell.wrong:
-        for color, line in (("white", 3.4), (_BAD, 1.8)):  # red is seen on dark ground too
-            corner = (i - 0.455, j - 0.455)
-            axes.add_patch(Rectangle(corner, 0.91, 0.91, fill=False, edgecolor=color, lw=line))
+        for color, line in (("white", 2.8), (_BAD, 1.5)):  # red is seen on dark ground too
+            corner = (i - 0.465, j - 0.465)
+            axes.add_patch(Rectangle(corner, 0.93, 0.93, fill=False, edgecolor=color, lw=line))
         axes.text(
             i,
             j - 0.31,

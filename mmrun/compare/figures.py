@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmrun.compare.collect import ENDED, said, same_value
+from mmrun.compare.collect import ENDED, said
 from mmrun.compare.groups import Group, natural
 from mmrun.compare.metrics import TEST, TEST_LAST, VAL, score
 from mmrun.compare.table import Comparison

@@ -199,7 +199,7 @@ def json(facts: Mapping[str, Any], groups: Sequence[Group]) -> str:
 
 # Where a title or a cell may be broken: after the mark, but a key's dot goes with what follows.
 _IN_TITLES = re.compile(r"(?<=[/_ ])|(?=\.)")
-_IN_CELLS = re.compile(r"(?<=[ /_,])")
+_IN_CELLS = re.compile(r"(?<=, )|(?<=,)(?! )|(?<=[/_])")
 
 
 def _widths(

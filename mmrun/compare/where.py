@@ -67,9 +67,7 @@ def number(text: str) -> float | None:
 
 
 def _fact(row: Row, key: str) -> Any:
-    if key not in FACTS or key in row.config:
-        return row.value(key)
-    return row.record[key]
+    return row.record[key] if key in FACTS else row.value(key)
 
 
 def _meets(value: Any, sign: str, wanted: str, condition: str) -> bool:

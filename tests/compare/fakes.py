@@ -119,7 +119,7 @@ def fake(
     directory: Path,
     *overrides: str,
     val: float | None = 0.9,
-    test: float | None = None,
+    tested: float | None = None,
     last: float | None = None,
     status: str = "finished",
     stability: str | None = None,
@@ -130,8 +130,8 @@ def fake(
     Args:
         directory: where.
         overrides: as one would type them; see ``config_of``.
-        val: best accuracy on validation; test and last follow it where they are not given.
-        test: accuracy on test at the best checkpoint.
+        val: best accuracy on validation; tested and last follow it where they are not given.
+        tested: accuracy on test at the best checkpoint.
         last: the same at the last step.
         status: status; without scores unless finished or diverged.
         stability: its stability; diverged or ok by default.
@@ -150,11 +150,11 @@ def fake(
         "started": "2026-11-21T10:00:00.000+00:00",
     }
     if status in ("finished", "diverged"):
-        test = val if test is None else test
-        last = test if last is None else last
+        tested = val if tested is None else tested
+        last = tested if last is None else last
         record |= {
             "stability": stability or ("diverged" if status == "diverged" else "ok"),
-            "test": {"test/loss": 0.3, "test/accuracy": test, "test/f1_macro": test},
+            "test": {"test/loss": 0.3, "test/accuracy": tested, "test/f1_macro": tested},
             "test_last": {"test_last/loss": 0.4, "test_last/accuracy": last},
             "train_eval": {"train_eval/loss": 0.1, "train_eval/accuracy": 0.99},
             "metrics": {
@@ -186,7 +186,7 @@ def fake_many(outputs: Path, n: int, *, seeds: int) -> None:
             for scope in ("image", "audio", "text", "fusion", "objective")
         },
     }
-    versions = {name: "1.2.3" for name in ("python", "mmrun", "torch", "numpy", "wandb", "hydra")}
+    versions = dict.fromkeys(("python", "mmrun", "torch", "numpy", "wandb", "hydra"), "1.2.3")
     for k in range(n):
         setting, seed = divmod(k, seeds)
         fake(
