@@ -95,7 +95,7 @@ def collect(words: Sequence[str], outputs: Path) -> Collected:
     paths = dict.fromkeys(run for root in roots for run in list_runs(root.absolute()))
     unreadable: dict[Path, str] = {}
     kept: dict[object, Row] = {}
-    blocks: dict[str, Any] = {}
+    blocks: dict[object, Any] = {}
     for path in paths:
         record = read(path)
         if record["status"] == UNREADABLE:
@@ -208,10 +208,13 @@ def _told(rows: Sequence[Row], choice: str, leaf: str) -> bool:
 
 def _differing(nodes: Sequence[Any], path: str) -> Iterator[str]:
     """Dotted paths of the leaves in which nodes differ; equal branches are not entered."""
+    nodes = list({id(node): node for node in nodes}.values())  # equal blocks are one object
     first = nodes[0]
+    if len(nodes) == 1:
+        return
     # 1 and 1.0 are equal, and one batch is not all of them: there every leaf is looked at.
     counts = path == "trainer" or path.rpartition(".")[2].startswith(SHARE_OR_COUNT)
-    if not counts and all(node is first or node == first for node in nodes):
+    if not counts and all(node == first for node in nodes):
         return
     if not any(isinstance(node, dict) for node in nodes):
         exact = {(counts and isinstance(node, float), same_value(node)) for node in nodes}
@@ -257,12 +260,16 @@ def _slim(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shared(config: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
-    """The config, with the blocks that equal the last run's replaced by those: one copy of each."""
+def _shared(config: dict[str, Any], blocks: dict[object, Any]) -> dict[str, Any]:
+    """The config, with blocks that an earlier run had too replaced by those: one copy of each."""
     for head, node in config.items():
-        if isinstance(node, dict) and head != "trainer":  # where 1 and 1.0 are two things
-            config[head] = node if blocks.get(head) != node else blocks[head]
-            blocks[head] = config[head]
+        if not isinstance(node, dict):
+            continue
+        last = blocks.get(head)
+        # 1 and 1.0 are equal, and one batch is not all of them: there the text decides.
+        if head == "trainer" or last != node:
+            last = blocks[head] = blocks.setdefault((head, repr(cast("object", node))), node)
+        config[head] = last
     return config
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmrun.compare.collect import ENDED, Row, said, same_value
+from mmrun.compare.collect import ABSENT, ENDED, Row, said, same_value
 from mmrun.compare.metrics import Metric, monitored, score
 from mmrun.compare.where import number
 
@@ -106,7 +106,10 @@ def selected(
     for part in _split(rows, by):
         candidates = groups(part, keys, differing, metric)
         first = candidates[0]
-        best.append(Group(first.settings, first.rows, first.scores, first.pooled, len(candidates)))
+        if metric.better(first.scores[metric.order].mean)[0]:  # none has a number to choose by
+            first = _unchosen(part, by, keys, metric)
+        chosen_among = len(candidates)
+        best.append(Group(first.settings, first.rows, first.scores, first.pooled, chosen_among))
     return _ordered(best, metric)
 
 
@@ -150,6 +153,12 @@ def _group(
             if key not in by and len({same_value(row.value(key)) for row in rows}) > 1
         ),
     )
+
+
+def _unchosen(rows: Sequence[Row], by: Sequence[str], keys: Sequence[str], metric: Metric) -> Group:
+    """A row in which validation could not choose: no setting, and no score of one."""
+    settings = {key: rows[0].value(key) if key in by else ABSENT for key in keys}
+    return Group(settings, tuple(rows), dict.fromkeys(metric.shown, Spread(None, None, 0)))
 
 
 def _ordered(found: Iterable[Group], metric: Metric) -> list[Group]:

@@ -91,10 +91,10 @@ def compare(
                 raise UserError("no run has this setting", given=key, remedy=nearest(key, known))
     what = metric(rows, asked)
     if select is None:
-        keys = by_keys = tuple(differ if by is None else by)
+        keys = by_keys = tuple(dict.fromkeys(differ if by is None else by))
         found = groups(rows, keys, differ, what)
     else:
-        by_keys = tuple(by or ())
+        by_keys = tuple(dict.fromkeys(by or ()))
         if all(score(row, what.order, higher=what.higher) is None for row in rows):
             raise UserError(
                 f"no run that ended has {what.order}: there is nothing to choose by",
@@ -163,9 +163,10 @@ def notes(comparison: Comparison) -> list[str]:
         + f"test: at the best checkpoint{_monitor(comparison.groups)}, {TEST_LAST}: at the last step",
     ]
     if comparison.selected:
-        per = f" for each {', '.join(comparison.by)}" if comparison.by else ""
+        per = f"for each {', '.join(comparison.by)} " if comparison.by else ""
         lines.append(
-            f"chosen{per}: the setting with the best mean {what.order}, of so many; test took no part"
+            f"{per}the setting with the best mean {what.order}, chosen from as many as 'of' says; "
+            "test took no part"
         )
     if pooled:
         lines.append(f"pooled: runs of one row differ in {', '.join(pooled)}")

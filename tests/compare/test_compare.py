@@ -82,6 +82,13 @@ def test_what_differs(given, keys):
     assert keys_of(*given) == keys
 
 
+def test_a_knob_that_nobody_names_still_makes_two_settings():
+    """An experiment file set it, or another version of mmrun: the words typed were the same."""
+    fake(OUT / "a", "optimizer.lr=0.1", "clip=1", overrides=[])
+    fake(OUT / "b", "optimizer.lr=0.2", overrides=[])
+    assert differing(collect([], OUT).rows) == ["optimizer.lr", "clip"]
+
+
 def test_encoders_that_follow_from_the_dataset_are_not_told():
     fake(OUT / "a")
     record = fake(OUT / "b")
@@ -274,6 +281,19 @@ def test_by_pools_and_says_so():
     assert "pooled" not in text(table())
     assert table(by=["fusion"]).groups[0].n == 12
     assert len(table(by=["seed"]).groups) == 2
+
+
+def test_where_validation_has_no_number_nothing_is_chosen():
+    noisy_grid()
+    for lr in (0.1, 0.2):
+        fake(OUT / f"2-{lr}", "clip=2", f"optimizer.lr={lr}", metrics={}, tested=0.99)
+        fake(OUT / f"3-{lr}", "clip=3", f"optimizer.lr={lr}", val=float("nan"), tested=0.99)
+    comparison = table(by=["clip"], select="val")
+    assert [group.settings["clip"] for group in comparison.groups] == ["1", "none", "2", "3"]
+    for group in comparison.groups[2:]:
+        assert group.settings["optimizer.lr"] is ABSENT
+        assert group.scores["test/accuracy"].mean is None
+    assert "0.99" not in text(comparison)
 
 
 def test_nothing_to_choose_by():
