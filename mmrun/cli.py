@@ -28,7 +28,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
-  mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean ± sd over seeds, best first
+  mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean and sd over seeds, best first
   mmrun list [GROUP | GROUP/OPTION]                what there is to choose from, and its settings
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
