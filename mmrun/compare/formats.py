@@ -68,7 +68,7 @@ def plain(
     """
     titles = [printable(column.title) for column in columns]
     bodies = [[printable(cell) for cell in column.cells] for column in columns]
-    widths = _widths(titles, bodies, [column.right for column in columns], width)
+    widths, gap = _widths(titles, bodies, [column.right for column in columns], width)
     lines: list[str] = []
 
     def add(cells: Sequence[str], styles: Sequence[str], breaks: re.Pattern[str]) -> None:
@@ -78,7 +78,7 @@ def plain(
                 _padded(each[k] if k < len(each) else "", width, column.right, style)
                 for each, width, column, style in zip(folded, widths, columns, styles, strict=True)
             ]
-            lines.append(_GAP.join(parts).rstrip())
+            lines.append(gap.join(parts).rstrip())
 
     add(titles, [_DIM if color else ""] * len(columns), _IN_TITLES)
     for cells in zip(*bodies, strict=True):
@@ -207,11 +207,11 @@ def _widths(
     bodies: Sequence[Sequence[str]],
     right: Sequence[bool],
     width: int | None,
-) -> list[int]:
-    """Width of each column: all that it wants, or less of the widest until the table fits."""
+) -> tuple[list[int], str]:
+    """Width of each column, all that it wants or less of the widest until the table fits; the gap between."""
     wanted = [max(map(len, [t, *body])) for t, body in zip(titles, bodies, strict=True)]
     if width is None:
-        return wanted
+        return wanted, _GAP
     least = [
         max(
             _longest(title, _IN_TITLES),
@@ -219,7 +219,10 @@ def _widths(
         )
         for title, body, fixed in zip(titles, bodies, right, strict=True)
     ]
-    room = width - len(_GAP) * (len(titles) - 1)
+    gaps = len(titles) - 1
+    # Columns closer together are read more easily than broken words.
+    gap = _GAP if sum(least) + len(_GAP) * gaps <= width else " "
+    room = width - len(gap) * gaps
     for floors in (
         least,
         [n if r else min(n, _NARROWEST) for n, r in zip(least, right, strict=True)],
@@ -230,7 +233,7 @@ def _widths(
                 break
             widest = max(range(len(wanted)), key=lambda k: (slack[k] > 0, wanted[k]))
             wanted[widest] -= 1
-    return wanted
+    return wanted, gap
 
 
 def _longest(text: str, breaks: re.Pattern[str]) -> int:
