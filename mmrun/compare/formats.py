@@ -200,6 +200,7 @@ def json(facts: Mapping[str, Any], groups: Sequence[Group]) -> str:
 # Where a title or a cell may be broken: after the mark, but a key's dot goes with what follows.
 _IN_TITLES = re.compile(r"(?<=[/_ ])|(?=\.)")
 _IN_CELLS = re.compile(r"(?<=, )|(?<=,)(?! )|(?<=[/_])")
+_ANYWHERE = re.compile(r"(?<=[ ,/_])")
 
 
 def _widths(
@@ -212,23 +213,25 @@ def _widths(
     wanted = [max(map(len, [t, *body])) for t, body in zip(titles, bodies, strict=True)]
     if width is None:
         return wanted, _GAP
-    least = [
-        max(
-            _longest(title, _IN_TITLES),
-            max((len(c) if fixed else _longest(c, _IN_CELLS) for c in body), default=0),
-        )
-        for title, body, fixed in zip(titles, bodies, right, strict=True)
-    ]
+
+    def floors(breaks: re.Pattern[str]) -> list[int]:
+        return [
+            max(
+                _longest(title, _IN_TITLES),
+                max((len(c) if fixed else _longest(c, breaks) for c in body), default=0),
+            )
+            for title, body, fixed in zip(titles, bodies, right, strict=True)
+        ]
+
+    least, words = floors(_IN_CELLS), floors(_ANYWHERE)
+    torn = [n if fixed else min(n, _NARROWEST) for n, fixed in zip(words, right, strict=True)]
     gaps = len(titles) - 1
     # Columns closer together are read more easily than broken words.
     gap = _GAP if sum(least) + len(_GAP) * gaps <= width else " "
     room = width - len(gap) * gaps
-    for floors in (
-        least,
-        [n if r else min(n, _NARROWEST) for n, r in zip(least, right, strict=True)],
-    ):
+    for limits in (least, words, torn):
         while sum(wanted) > room:
-            slack = [have - floor for have, floor in zip(wanted, floors, strict=True)]
+            slack = [have - floor for have, floor in zip(wanted, limits, strict=True)]
             if max(slack, default=0) <= 0:
                 break
             widest = max(range(len(wanted)), key=lambda k: (slack[k] > 0, wanted[k]))
@@ -245,7 +248,10 @@ def _folded(text: str, width: int, breaks: re.Pattern[str]) -> list[str]:
     if len(text) <= width:
         return [text]
     lines = [""]
-    for part in breaks.split(text):
+    parts = breaks.split(text)
+    if _longest(text, breaks) > width:
+        parts = [word for part in parts for word in _ANYWHERE.split(part)]
+    for part in parts:
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
