@@ -34,6 +34,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
+  mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean and sd over seeds, best first
   mmrun list [GROUP | GROUP/OPTION]                what there is to choose from, and its settings
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
@@ -64,6 +65,7 @@ Groups and their options: mmrun list. Settings of an option: mmrun list clip/nor
 """
 
 DRY_RUN = "--dry-run"
+MOST_ROWS = 50  # settings that the end of a sweep shows
 _Otherwise = TypeVar("_Otherwise", int, None)
 RUN_HELP = "a path, a name or unique id prefix below outputs/, or last"
 
@@ -175,9 +177,15 @@ def _closing(outcome: Outcome) -> int:
 
     for line in report.closing(outcome.records, outcome.refused):
         print(line)
-    where = shlex.quote(report.relative(outcome.directory))
-    print(f"{'sweep':8} {where}")
-    print(f"{'next':8} {program()} compare {where}")
+    where = report.relative(outcome.directory)
+    print(f"{'sweep':8} {where}\n")
+    from mmrun.compare import table
+
+    comparison = table.compare([outcome.directory], outputs=outcome.directory.parent)
+    if len(comparison.groups) <= MOST_ROWS:
+        print(table.text(comparison, width=_width(None)))
+    else:
+        print(f"{'next':8} {program()} compare {shlex.quote(where)}")
     return outcome.exit_code
 
 
@@ -190,9 +198,9 @@ def _resume(words: list[str]) -> int:
     given, trust = _parse_trusting(parser, words)
     from mmrun import compose, runs
 
-    sweep = runs.sweep_of(given.run, _outputs())
-    if sweep is not None:
-        return _resume_sweep(sweep, given.changes, trust)
+    directory = runs.find_tree(given.run, _outputs())
+    if (directory / runs.SWEEP_RECORD).is_file():
+        return _resume_sweep(directory, given.changes, trust)
     directory = runs.find(given.run, _outputs())
     changes = compose.resumable(given.changes)
     from mmrun import point
@@ -273,6 +281,73 @@ def _show(words: list[str]) -> int:
 
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(show(runs.find(given.run, _outputs()), width=_width(100), color=color))
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser(
+        "compare",
+        "Settings side by side: mean and sd over seeds, best first by validation, never by test.",
+    )
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        help="a run, a sweep, a folder of runs, a name or unique id prefix below outputs/, or last; "
+        "all of outputs/ by default",
+    )
+    parser.add_argument(
+        "--by",
+        metavar="KEY,KEY",
+        help="what makes a row, e.g. clip,optimizer.lr; by default everything that differs but the seeds",
+    )
+    parser.add_argument(
+        "--select",
+        metavar="val",
+        help="of the settings of each row, report the one that is best on validation",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="accuracy, test/accuracy, test_last/loss, train_eval/accuracy, ...",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only these runs: clip=none,0.5 or status=finished or 'optimizer.lr>0.1'; may be repeated",
+    )
+    parser.add_argument(
+        "--format", default="table", metavar="FORMAT", help="table, md, csv, json or latex"
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw it too: .png, .svg or .pdf; a heat map over two keys of --by, or points over one",
+    )
+    given = parser.parse_args(words)
+    with _uncollected():
+        from mmrun.compare import table
+
+        comparison = table.compare(
+            given.paths,
+            outputs=_outputs(),
+            by=None if given.by is None else [key for key in given.by.split(",") if key],
+            asked=given.metric,
+            conditions=given.where,
+            select=given.select,
+        )
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        text = table.text(comparison, format=given.format, width=_width(None), color=color)
+        if given.figure is not None:
+            from mmrun.compare import draw, figures
+
+            draw.draw(figures.figure(comparison), given.figure)
+        print(text)
+        if given.figure is not None:
+            print(f"figure: {given.figure}", file=sys.stderr)
     return 0
 
 
@@ -382,6 +457,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "predict": _predict,
     "show": _show,
+    "compare": _compare,
     "list": _list,
     "doctor": _doctor,
 }

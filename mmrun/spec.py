@@ -134,6 +134,14 @@ def config_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def outside_id(key: str) -> bool:
+    """Whether a setting, by its dotted key, leaves the numbers, and so the id, what they are."""
+    head, _, leaf = key.partition(".")
+    if head == "trainer":
+        return leaf in NOT_IN_ID_TRAINER or leaf.startswith(NOT_IN_ID_TRAINER_PREFIX)
+    return head in NOT_IN_ID
+
+
 def _canonical(value: Any, key: str = "") -> Any:
     """1.0 as 1, so that one setting has one id; but where 1 is a number of batches and 1.0 all of them."""
     if isinstance(value, Mapping):

@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
 from mmrun.sources import number_groups, split_number
-from mmrun.spec import NOT_IN_ID, NOT_IN_ID_TRAINER, NOT_IN_ID_TRAINER_PREFIX
 
 SWEEP_WORDS = ("seeds", "rerun", "sweep")
 
@@ -148,11 +147,3 @@ def canonical_number(group: str, option: str, config: dict[str, Any], dirs: tupl
         return law
     number = f"{float(threshold):.15g}"
     return number if law == number_groups().get(group) else f"{law}_{number}"
-
-
-def outside_id(key: str) -> bool:
-    """Whether a setting leaves the numbers, and so the id, what they are."""
-    head, _, leaf = key.partition(".")
-    if head == "trainer":
-        return leaf in NOT_IN_ID_TRAINER or leaf.startswith(NOT_IN_ID_TRAINER_PREFIX)
-    return head in NOT_IN_ID

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.compose.groups import PREFERENCES, compose_groups, preferring
-from mmrun.compose.overrides import canonical_number, outside_id, parse, single, split, typed
+from mmrun.compose.overrides import canonical_number, parse, single, split, typed
 from mmrun.compose.values import apply_values, kept_type, sentence, value_at
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs
-from mmrun.spec import Point
+from mmrun.spec import Point, outside_id
 
 
 def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:

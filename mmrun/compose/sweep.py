@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
-from mmrun.compose.overrides import SWEEP_WORDS, outside_id, parse, split, typed
+from mmrun.compose.overrides import SWEEP_WORDS, parse, split, typed
 from mmrun.compose.points import Template
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
 from mmrun.runs.layout import slug
-from mmrun.spec import Point, Rerun, Sweep, config_id
+from mmrun.spec import Point, Rerun, Sweep, config_id, outside_id
 
 MULTIRUN = ("-m", "--multirun")
 MOST_POINTS = 100_000

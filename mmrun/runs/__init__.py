@@ -16,19 +16,33 @@ gives back the Point a directory was frozen from; ``find`` turns what a user typ
 Who does what: ``layout`` names and paths; ``record`` the keys of run.json; ``writer`` create, freeze,
 update; ``reader`` read, list; ``finder`` names to directories; ``table`` the CSV files; ``verdict``
 what the clipping did, and was the training stable; ``heartbeat`` is it alive; ``provenance`` versions
-and commit; ``ledger`` the points of a sweep, and its lock. Nothing here imports torch, Lightning or Hydra.
+and commit; ``ledger`` the points of a sweep, and its lock. Nothing here imports torch, Lightning or Hydra;
+what wants numpy or yaml is imported when it is first named, for who only reads run.json.
 """
 
-from mmrun.runs.finder import find, find_sweep, sweep_of
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmrun.runs.finder import find, find_sweep, find_tree
 from mmrun.runs.heartbeat import Heartbeat
-from mmrun.runs.layout import Paths, metrics_columns, point_directory
+from mmrun.runs.layout import SWEEP_RECORD, Paths, metrics_columns, point_directory
 from mmrun.runs.reader import list_runs, point, read, read_all
 from mmrun.runs.record import FORMAT
-from mmrun.runs.table import CsvTable, read_columns, read_series, truncate
-from mmrun.runs.writer import Run, create, freeze
+
+if TYPE_CHECKING:
+    from mmrun.runs.table import CsvTable, read_columns, read_series, truncate
+    from mmrun.runs.writer import Run, create, freeze
+
+_LATER = {
+    "table": ("CsvTable", "read_columns", "read_series", "truncate"),
+    "writer": ("Run", "create", "freeze"),
+}
 
 __all__ = [
     "FORMAT",
+    "SWEEP_RECORD",
     "CsvTable",
     "Heartbeat",
     "Paths",
@@ -36,6 +50,7 @@ __all__ = [
     "create",
     "find",
     "find_sweep",
+    "find_tree",
     "freeze",
     "list_runs",
     "metrics_columns",
@@ -45,6 +60,14 @@ __all__ = [
     "read_all",
     "read_columns",
     "read_series",
-    "sweep_of",
     "truncate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -95,21 +95,45 @@ def find_sweep(text: str, outputs: Path) -> Path:
     )
 
 
-def sweep_of(text: str, outputs: Path) -> Path | None:
-    """The sweep that ``text`` means, where it means one: its path or name, or ``last`` where a point of it started last."""
+def find_tree(text: str, outputs: Path) -> Path:
+    """A run, a sweep or a folder of runs: what ``text`` names, by path, name or unique start of one.
+
+    ``last`` is the newest run, or the sweep that it belongs to.
+
+    Raises:
+        UserError: nothing or more than one answers to it, or the folder holds no run.
+    """
     if text == LAST:
-        runs = list_runs(outputs)
-        started = [run for run in runs if read(run)["started"]]
-        newest = _newest(started, outputs).parent if started else outputs
-        return newest if (newest / SWEEP_RECORD).is_file() else None
-    for candidate in (Path(text).expanduser(), outputs / text):
-        if (candidate / SWEEP_RECORD).is_file():
+        return _last_tree(outputs)
+    path = Path(text).expanduser()
+    for candidate in (path, outputs / text):
+        if candidate.is_dir() and ((candidate / SWEEP_RECORD).is_file() or list_runs(candidate)):
             return candidate
-        if (candidate / RECORD).is_file():
-            return None
-    matches = [found.parent for found in outputs.glob(f"*/{SWEEP_RECORD}")]
-    matches = [sweep for sweep in matches if text and sweep.name.startswith(text)]
-    return matches[0] if len(matches) == 1 else None
+    if path.is_dir():
+        raise UserError(
+            "there are no runs here", given=text, remedy="Name a run, a sweep or a folder of runs."
+        )
+    sweeps = [found.parent for found in sorted(outputs.glob(f"*/{SWEEP_RECORD}"))]
+    named = [sweep for sweep in sweeps if text and sweep.name.startswith(text)]
+    # A run may begin with the same letters; then the whole name decides, and find says what there is.
+    if len(named) == 1 and not any(run.name.startswith(text) for run in list_runs(outputs)):
+        return named[0]
+    return find(text, outputs)
+
+
+def _last_tree(outputs: Path) -> Path:
+    sweeps = [found.parent for found in outputs.glob(f"*/{SWEEP_RECORD}")]
+    made = {sweep: (sweep / SWEEP_RECORD).stat().st_mtime for sweep in sweeps}
+    sweep = max(made, key=made.__getitem__, default=None)
+    try:
+        run = find(LAST, outputs)
+    except UserError:  # none has started: a queued sweep is the newest there is
+        if sweep is None:
+            raise
+        return sweep
+    if sweep is not None and made[sweep] > (run / RECORD).stat().st_mtime:
+        return sweep
+    return run.parent if (run.parent / SWEEP_RECORD).is_file() else run
 
 
 def _newest(runs: list[Path], outputs: Path) -> Path:

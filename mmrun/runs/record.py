@@ -96,7 +96,7 @@ def from_text(text: str) -> dict[str, Any]:
         raise ValueError(
             f"has format {version}; this mmrun reads formats up to {FORMAT}: update mmrun"
         )
-    record = blank() | given
+    record = given if given.keys() >= KEYS.keys() else blank() | given
     for key, types in KEYS.items():
         if not isinstance(record[key], types):
             raise ValueError(f"has a {type(record[key]).__name__} under '{key}'")
