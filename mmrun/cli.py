@@ -118,7 +118,7 @@ def _train(words: list[str]) -> int:
                     "train has no such flag", given=word, remedy="See mmrun train --help."
                 )
         point = compose.point(rest, config_dirs)
-    from mmrun.options import add_to_path
+    from mmrun.user_code import add_to_path
 
     add_to_path(point.config_dirs)
     from mmrun.build import targets
@@ -288,10 +288,12 @@ def _parse_trusting(
     parser.add_argument("--trust", metavar="PKG", help="a package that _target_ may name")
     config_dirs, trust, rest = _take_trust(words)
     given = parser.parse_args(rest)
-    from mmrun.options import add_to_path, packages_beside
+    from mmrun.options import existing_dirs
+    from mmrun.user_code import add_to_path, packages_beside
 
-    add_to_path(config_dirs)
-    return given, [*trust, *packages_beside(config_dirs)]
+    dirs = existing_dirs(config_dirs)
+    add_to_path(dirs)
+    return given, [*trust, *packages_beside(dirs)]
 
 
 def _take_trust(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

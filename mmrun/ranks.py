@@ -11,9 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mmrun.options import added_to_path
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
+from mmrun.user_code import added_to_path
 
 # torchrun gives its ranks 30 s before it kills them; killed itself before that, it would leave them behind.
 SHUTDOWN_S = 45
@@ -42,11 +42,13 @@ def launch_ranks(
     command += ["--resume"] if resume else []
     for package in trust:
         command += ["--trust", package]
+    for folder in added_to_path:
+        command += ["--path", folder]
     started = reader.recorded(directory)["started"]
     ranks = subprocess.Popen(
         command,
         # One thread pool per rank: torchrun warns unless it is told so.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
+        env={**child_environment(), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         # A session of their own: Ctrl-C comes to them through us, once.
         start_new_session=True,
@@ -72,9 +74,20 @@ def launch_ranks(
     return reader.read(directory)
 
 
-def _python_path() -> str:
-    """Where the ranks find modules: where we do, with the folders that the user has named."""
-    return os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *added_to_path])
+def child_environment() -> dict[str, str]:
+    """The environment of processes that run ``python -m mmrun.point``: they find the modules that this one does.
+
+    ``python -m`` would put the working directory, and PYTHONPATH the folder of a user's modules, before Python's own
+    library: a random.py of the user's would take the place of Python's. So those folders go to ``--path``.
+    """
+    home = Path(__file__).resolve().parents[1]
+    installed = home.name in ("site-packages", "dist-packages")
+    paths = [os.environ.get("PYTHONPATH"), None if installed else str(home)]
+    return {
+        **os.environ,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 _quiet: set[int] = set()
