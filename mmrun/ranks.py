@@ -13,7 +13,7 @@ from typing import Any
 
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
-from mmrun.user_code import added_to_path
+from mmrun.user_code import added_to_path, child_environment
 
 # torchrun gives its ranks 30 s before it kills them; killed itself before that, it would leave them behind.
 SHUTDOWN_S = 45
@@ -72,22 +72,6 @@ def launch_ranks(
             Run.open(directory).finish("failed", stopped_by="error", error=error)
         raise RuntimeError(error)
     return reader.read(directory)
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of processes that run ``python -m mmrun.point``: they find the modules that this one does.
-
-    ``python -m`` would put the working directory, and PYTHONPATH the folder of a user's modules, before Python's own
-    library: a random.py of the user's would take the place of Python's. So those folders go to ``--path``.
-    """
-    home = Path(__file__).resolve().parents[1]
-    installed = home.name in ("site-packages", "dist-packages")
-    paths = [os.environ.get("PYTHONPATH"), None if installed else str(home)]
-    return {
-        **os.environ,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
 
 
 _quiet: set[int] = set()

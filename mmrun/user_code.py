@@ -1,7 +1,8 @@
-"""The modules beside a user's config folders: put on the module path, named, and what is wrong with them. No torch."""
+"""The modules beside a user's config folders: put on the module path, here and in children, and what is wrong with them."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -39,6 +40,22 @@ def packages_beside(config_dirs: Collection[str]) -> list[str]:
         found |= {path.stem for path in parent.glob("*.py")}
         found |= {path.parent.name for path in parent.glob("*/__init__.py")}
     return sorted(found)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of processes that run ``python -m mmrun.point``: they find the modules that this one does.
+
+    ``python -m`` would put the working directory, and PYTHONPATH the folder of a user's modules, before Python's own
+    library: a random.py of the user's would take the place of Python's. So those folders go to ``--path``.
+    """
+    home = _OWN.parent
+    installed = home.name in ("site-packages", "dist-packages")
+    paths = [os.environ.get("PYTHONPATH"), None if installed else str(home)]
+    return {
+        **os.environ,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 def why_not_imported(target: str, error: BaseException) -> str:
