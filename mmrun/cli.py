@@ -32,6 +32,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
 RUN is a path, a name or unique id prefix below outputs/ (MMRUN_OUTPUTS names another folder), or last.
+TAB completes after eval "$(mmrun -sc install=bash)"; zsh and fish too (fish: mmrun -sc install=fish | source).
 mmrun VERB --help says more; MMRUN_TRACEBACK=1 shows where an error came from.
 Exit codes: 0 good, 1 a run failed or diverged, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -80,6 +81,11 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"mmrun {__version__}")
         return 0
+    if words[0] == "-sc":
+        from mmrun import completion
+
+        with _uncollected():
+            return completion.main(words[1:], VERBS, _outputs())
     verb = VERBS.get(words[0])
     if verb is None:
         remedy = nearest(words[0], VERBS)
