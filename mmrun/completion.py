@@ -196,10 +196,8 @@ def _first_words(dirs: tuple[str, ...], multirun: bool) -> Iterator[str]:
     root = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
     for group in _choosable(dirs):
         yield f"{group}/" if group == ENCODER else f"{group}="
-    yield f"{ENCODER}."
-    for entry in root["defaults"]:
-        if isinstance(entry, dict):
-            yield from (f"{group}." for group, option in entry.items() if option is not None)
+        if group != "experiment":  # its options set keys of other groups
+            yield f"{group}."
     yield from (f"{key}=" for key in root if key not in ("defaults", "hydra"))
     if multirun:
         from mmrun.compose.overrides import SWEEP_WORDS

@@ -52,7 +52,8 @@ function __mmrun_complete
     if set -q found[1]
         printf '%s\n' $found
     else
-        __fish_complete_path (commandline -ct)
+        set -l parts (string match -r -- '^(.*=|)(.*)$' (commandline -ct))
+        printf "$parts[2]%s\n" (__fish_complete_path $parts[3])
     end
 end
 complete -c mmrun -f -a '(__mmrun_complete)'
