@@ -233,6 +233,7 @@ def in_shell(shell: str, words: list[str], script: str, bin_folder: Path) -> str
             **os.environ,
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             "MMRUN_VENV": str(bin_folder.parent),
+            "PYTHON": "false",  # scripts/mmrun would fail if it set something up
         },
         timeout=120,
         check=False,
