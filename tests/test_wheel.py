@@ -188,6 +188,22 @@ def test_a_user_s_project_trains_evaluates_predicts_and_resumes(environment: Pat
     assert (record_of(run)["steps"], record_of(run)["status"]) == (4, "finished")
 
 
+@pytest.mark.trains
+def test_a_user_s_project_sweeps_and_trains_no_point_twice(environment: Path, project: str):
+    words = ("--config-dir", project, "fusion=mine,concat", "seeds=2", *QUICK, "sweep=mine")
+    installed(environment, "train", "-m", *words)
+    sweep = Path("outputs/mine")
+    assert (sweep / "sweep.json").is_file()
+    records = {path: path.read_bytes() for path in sweep.glob("*/run.json")}
+    points = [record_of(path.parent) for path in records]
+    assert [point["status"] for point in points] == ["finished"] * 4
+    assert {(point["choices"]["fusion"], point["seed"]) for point in points} == {
+        (fusion, seed) for fusion in ("mine", "concat") for seed in (0, 1)
+    }
+    installed(environment, "train", "-m", *words)
+    assert {path: path.read_bytes() for path in sweep.glob("*/run.json")} == records
+
+
 @pytest.mark.slow
 @pytest.mark.trains
 def test_the_wheel_brings_all_it_needs(wheel: Path, project: str):
