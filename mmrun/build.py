@@ -37,6 +37,7 @@ from mmrun.signature import check
 from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
 from mmrun.trust import OWN_PACKAGES, check_targets
+from mmrun.user_code import why_not_imported
 
 MOST = 2**63 - 1
 MOST_THREADS = 1024  # torch dies of a million
@@ -128,11 +129,11 @@ def make(node: Mapping[str, Any], group: str, kind: type | None = None) -> Calla
         raise UserError(f"{group} names no _target_", given=dict(node), remedy="See mmrun list.")
     try:
         bound = instantiate(dict(node), _partial_=True, _convert_="all", _recursive_=False)
-    except (InstantiationException, HydraException, ImportError) as error:
+    except (InstantiationException, HydraException, ImportError, SystemExit) as error:
         raise UserError(
             f"{group}._target_ cannot be loaded",
             given=node["_target_"],
-            remedy=" ".join(str(error.__cause__ or error).split()),
+            remedy=f"{why_not_imported(str(node['_target_']), error)}.",
         ) from error
     target, knobs = bound.func, bound.keywords
     named, home = str(node["_target_"]), str(getattr(target, "__module__", ""))

@@ -39,6 +39,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
 RUN is a path, a name or unique id prefix below outputs/ (MMRUN_OUTPUTS names another folder), or last.
+TAB completes after eval "$(mmrun -sc install=bash)"; zsh and fish too (fish: mmrun -sc install=fish | source).
 mmrun VERB --help says more; MMRUN_TRACEBACK=1 shows where an error came from.
 Exit codes: 0 good, 1 a run failed or diverged, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -96,6 +97,11 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"mmrun {__version__}")
         return 0
+    if words[0] == "-sc":
+        from mmrun import completion
+
+        with _uncollected():
+            return completion.main(words[1:], VERBS, _outputs())
     verb = VERBS.get(words[0])
     if verb is None:
         remedy = nearest(words[0], VERBS)
@@ -135,8 +141,8 @@ def _train(words: list[str]) -> int:
         from mmrun.spec import Sweep
 
         return _dry_run(Sweep(name="", points=(point,), axes={}))
-    from mmrun.options import add_to_path
     from mmrun.trust import targets
+    from mmrun.user_code import add_to_path
 
     add_to_path(point.config_dirs)
     from mmrun.train import main_exit_code, train
@@ -154,8 +160,8 @@ def _sweep(sweep: Sweep, *, dry: bool) -> int:
         return _dry_run(sweep)
     from mmrun.launch import loop
     from mmrun.launch.executor import make_executor
-    from mmrun.options import add_to_path
     from mmrun.trust import targets
+    from mmrun.user_code import add_to_path
 
     add_to_path(sweep.config_dirs)
     config = sweep.points[0].config
@@ -428,10 +434,12 @@ def _parse_trusting(
     parser.add_argument("--trust", metavar="PKG", help="a package that _target_ may name")
     config_dirs, trust, rest = _take_trust(words)
     given = parser.parse_args(rest)
-    from mmrun.options import add_to_path, packages_beside
+    from mmrun.options import existing_dirs
+    from mmrun.user_code import add_to_path, packages_beside
 
-    add_to_path(config_dirs)
-    return given, [*trust, *packages_beside(config_dirs)]
+    dirs = existing_dirs(config_dirs)
+    add_to_path(dirs)
+    return given, [*trust, *packages_beside(dirs)]
 
 
 def _take_trust(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

@@ -107,7 +107,7 @@ def _torch() -> Iterator[Line]:
     again = "Install it again; scripts/setup does."
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", ASK_TORCH],
+            [sys.executable, "-P", "-c", ASK_TORCH],
             capture_output=True,
             text=True,
             timeout=TORCH_TIMEOUT_S,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmrun.errors import UserError
@@ -23,7 +22,27 @@ def conf_dir() -> Path:
 
 
 def checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
-    """The user's own config folders, absolute.
+    """The user's own config folders, absolute, each once.
+
+    Raises:
+        UserError: one that is not there, or has no group in it, or an option whose name is taken.
+    """
+    dirs = existing_dirs(config_dirs)
+    taken: dict[tuple[str, str], Path] = {}
+    for folder in (conf_dir(), *map(Path, dirs)):
+        for path in sorted(folder.glob("*/*.yaml")) if dirs else ():
+            other = taken.setdefault((path.parent.name, path.stem), path)
+            if other != path:
+                raise UserError(
+                    f"there are two options called {path.parent.name}={path.stem}",
+                    given=f"{other} and {path}",
+                    remedy="Give yours another name: it adds to mmrun's options and replaces none.",
+                )
+    return dirs
+
+
+def existing_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
+    """The user's own config folders, absolute, each once, whatever options are in them.
 
     Raises:
         UserError: one that is not there, or has no group in it.
@@ -34,7 +53,7 @@ def checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
             raise UserError("--config-dir is no folder", given=folder, remedy=remedy)
         if not any(Path(folder).glob("*/*.yaml")):
             raise UserError("--config-dir has no options in it", given=folder, remedy=remedy)
-    return tuple(str(Path(folder).resolve()) for folder in config_dirs)
+    return tuple(dict.fromkeys(str(Path(folder).resolve()) for folder in config_dirs))
 
 
 def groups(config_dirs: Sequence[str] = ()) -> list[str]:
@@ -49,7 +68,7 @@ def groups(config_dirs: Sequence[str] = ()) -> list[str]:
 
 
 def options(group: str, config_dirs: Sequence[str] = ()) -> dict[str, Path]:
-    """{option: its YAML file} of a group; mmrun's own come first, the user's own replace none."""
+    """{option: its YAML file} of a group; mmrun's own come first."""
     found: dict[str, Path] = {}
     for folder in (conf_dir(), *map(Path, config_dirs)):
         for path in sorted((folder / group).glob("*.yaml")):
@@ -66,25 +85,3 @@ def describe(path: Path) -> str:
                 continue
             return text.lstrip("# ") if text.startswith("#") else ""
     return ""
-
-
-added_to_path: list[str] = []  # what this process trusts, for processes that it starts
-
-
-def add_to_path(config_dirs: Collection[str]) -> None:
-    """Make modules beside the user's config folders importable, after everything else."""
-    for folder in config_dirs:
-        parent = str(Path(folder).resolve().parent)
-        if parent not in sys.path:
-            sys.path.append(parent)
-            added_to_path.append(parent)
-
-
-def packages_beside(config_dirs: Collection[str]) -> list[str]:
-    """Names of the modules and packages that lie beside the user's config folders."""
-    found: set[str] = set()
-    for folder in config_dirs:
-        parent = Path(folder).resolve().parent
-        found |= {path.stem for path in parent.glob("*.py")}
-        found |= {path.parent.name for path in parent.glob("*/__init__.py")}
-    return sorted(found)

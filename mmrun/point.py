@@ -1,7 +1,7 @@
-"""The entry that runs a frozen point: ``python -m mmrun.point DIR [--resume] [--brief] [--trust PKG]``.
+"""The entry that runs a frozen point: ``python -m mmrun.point DIR [--resume] [--brief] [--trust PKG] [--path DIR]``.
 
 Pool workers, cluster tasks, DDP ranks and ``mmrun resume`` all come through ``run``. Nothing that a run directory says is
-trusted by itself: its config folders are used only where the caller names their packages.
+trusted by itself: the caller names the packages that it may use, and the folders where they are found.
 """
 
 from __future__ import annotations
@@ -80,8 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--brief", action="store_true")
     parser.add_argument("--trust", action="append", default=[], metavar="PKG")
+    parser.add_argument("--path", action="append", default=[], metavar="DIR")
     given = parser.parse_args(arguments)
     from mmrun.exits import guarded
+    from mmrun.user_code import add_folders
+
+    add_folders(given.path)
 
     def command() -> int:
         options = {"resume": given.resume, "trust": given.trust, "brief": given.brief}
@@ -91,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _code(record: Mapping[str, Any]) -> int:
+    """How the run ended; a rank that writes no record and comes back has ended well."""
+    rank, _ = rank_and_world() or (0, 1)
+    if rank > 0:
+        return 0
     return EXIT_INTERRUPTED.get(record["stopped_by"], int(record["status"] != "finished"))
 
 

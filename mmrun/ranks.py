@@ -11,9 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mmrun.options import added_to_path
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
+from mmrun.user_code import added_to_path, child_environment
 
 # torchrun gives its ranks 30 s before it kills them; killed itself before that, it would leave them behind.
 SHUTDOWN_S = 45
@@ -43,11 +43,13 @@ def launch_ranks(
     command += ["--brief"] if brief else []
     for package in trust:
         command += ["--trust", package]
+    for folder in added_to_path:
+        command += ["--path", folder]
     started = reader.recorded(directory)["started"]
     ranks = subprocess.Popen(
         command,
         # One thread pool per rank: torchrun warns unless it is told so.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
+        env={**child_environment(), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         # A session of their own: Ctrl-C comes to them through us, once.
         start_new_session=True,
@@ -71,11 +73,6 @@ def launch_ranks(
             Run.open(directory).finish("failed", stopped_by="error", error=error)
         raise RuntimeError(error)
     return reader.read(directory)
-
-
-def _python_path() -> str:
-    """Where the ranks find modules: where we do, with the folders that the user has named."""
-    return os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *added_to_path])
 
 
 _quiet: set[int] = set()

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from mmrun import cli, compose
 from mmrun.errors import UserError
-from mmrun.options import add_to_path
 from mmrun.spec import Point
 from tests.running import CONF, record_of, the_run
 
@@ -49,7 +48,6 @@ def own(tmp_path: Path) -> str:
     folder = tmp_path / "mine" / "conf"
     texts = {
         "conf/fusion/largest.yaml": "# The largest\n_target_: my_fusion.Largest\nfactor: 2.0\n",
-        "conf/fusion/concat.yaml": "# Must not replace mmrun's own\n_target_: my_fusion.Largest\n",
         "conf/experiment/mine.yaml": EXPERIMENT,
         "conf/dataset/two.yaml": (
             "# synthetic in two modalities\ndefaults: [synthetic, _self_]\n"
@@ -314,9 +312,37 @@ def test_a_user_s_folder_adds_and_replaces_nothing(own: str):
     made = point("fusion=largest", dirs=(own,))
     assert made.config["fusion"] == {"_target_": "my_fusion.Largest", "factor": 2.0}
     assert made.config_dirs == (own,)
-    assert "mmrun" in point("fusion=concat", dirs=(own,)).config["fusion"]["_target_"]
     with pytest.raises(UserError, match="no fusion called largest"):
         point("fusion=largest")
+    taken = Path(own) / "fusion" / "concat.yaml"
+    taken.write_text("# Must not replace mmrun's own\n_target_: my_fusion.Largest\n")
+    with pytest.raises(UserError, match="two options called fusion=concat") as told:
+        point("fusion=largest", dirs=(own,))
+    assert str(taken) in told.value.given
+
+
+def test_a_folder_given_twice_is_one_folder(own: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(own).parent)
+    assert point("fusion=largest", dirs=(own, "conf", "./conf/")).config_dirs == (own,)
+
+
+def test_two_folders_of_a_user_s_do_not_hide_each_other(own: str, tmp_path: Path):
+    other = tmp_path / "other" / "fusion"
+    other.mkdir(parents=True)
+    (other / "second.yaml").write_text("# Another\n_target_: my_fusion.Largest\n")
+    dirs = (own, str(other.parent))
+    assert point("fusion=second", dirs=dirs).config_dirs == dirs
+    (other / "largest.yaml").write_text("# Another\n_target_: my_fusion.Largest\n")
+    with pytest.raises(UserError, match="two options called fusion=largest"):
+        point("fusion=second", dirs=dirs)
+
+
+def test_a_group_that_nothing_reads_is_no_group(own: str):
+    path = Path(own) / "augment" / "flip.yaml"
+    path.parent.mkdir()
+    path.write_text("# Flips\nshare: 0.5\n")
+    with pytest.raises(UserError, match="no group augment, so nothing would read it"):
+        point("augment=flip", dirs=(own,))
 
 
 @pytest.mark.parametrize("option", ["norm_2", "7"])
@@ -366,7 +392,6 @@ def test_a_user_s_fusion_trains_and_is_trusted_only_with_its_folder(
     assert "--trust my_fusion" in capsys.readouterr().err
     assert cli.main(["resume", str(run), "trainer.max_epochs=2", "--config-dir", own]) == 0
     assert record_of(run)["epochs"] == 2
-    add_to_path([])
 
 
 # Mistakes: what was given, and the nearest names

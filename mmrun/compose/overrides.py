@@ -103,6 +103,12 @@ def split(parsed: Sequence[Override], dirs: tuple[str, ...]) -> tuple[list[str],
             raise UserError(
                 f"there is no group {head}", given=typed(override), remedy=nearest(head, known)
             )
+        if head not in groups() and head != "experiment":
+            raise UserError(
+                f"mmrun has no group {head}, so nothing would read it",
+                given=typed(override),
+                remedy=f"Put your option into one of: {', '.join(groups())}.",
+            )
         if override.is_delete() or override.is_add() or override.is_force_add():
             raise UserError(
                 f"{key} is always there; its option can only be replaced",

@@ -10,9 +10,9 @@ from typing import Any
 from mmrun.errors import UserError, printable
 from mmrun.launch import report
 from mmrun.launch.plan import TO_DO, plan
-from mmrun.options import add_to_path
 from mmrun.spec import Point, Sweep
 from mmrun.trust import targets
+from mmrun.user_code import add_to_path
 
 
 def lines(sweep: Sweep) -> Iterator[str]:
