@@ -173,7 +173,7 @@ from mmrun import tracking
 assert tracking.mode("wandb") == ("online", "")
 for id in ("abc", "xyz"):
     run = tracking.start("online", id=id, name="n", directory=Path(sys.argv[1]), config={},
-                         init_timeout_s=1)
+                         timeout_s=1)
     assert tracking.describe(run, "online") == {"id": id, "url": None, "mode": "offline"}, run
     run.log({"a": 1})
     tracking.finish(run)

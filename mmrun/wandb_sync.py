@@ -1,0 +1,232 @@
+"""Upload what W&B has only on this machine: which runs are those, and did each get there?
+
+Offline runs, and online ones that the server did not take whole. wandb's own command does the upload,
+in a child process, and leaves a marker beside each file that is done: a second call finds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmrun import runs, tracking
+from mmrun.errors import UserError, printable
+from mmrun.exits import FAILED
+from mmrun.runs.finder import LAST
+from mmrun.runs.layout import RECORD
+
+_ADDRESS = re.compile(r"\bat (\S+/runs/(\S+))")
+_LABEL = re.compile(r"\[[^\]\s]*/([^\]\s]+)\] ?(.*)")
+# wandb's own patience is hours; a server that is gone shall be said so within a minute.
+_PATIENCE = {
+    "WANDB_X_GRAPHQL_RETRY_MAX": "3",
+    "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "3",
+    "WANDB_X_GRAPHQL_TIMEOUT_SECONDS": "10",
+    "WANDB_X_FILE_STREAM_RETRY_MAX": "3",
+    "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "3",
+    "WANDB_X_FILE_STREAM_TIMEOUT_SECONDS": "30",
+    "WANDB_X_FILE_TRANSFER_RETRY_MAX": "3",
+    "WANDB_X_FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "3",
+}
+# What a training is told by them is not meant for an upload, and its lines must be heard.
+_UNHEARD = (
+    "WANDB_MODE",
+    "WANDB_SILENT",
+    "WANDB_QUIET",
+    "WANDB_DIR",
+    "WANDB_RUN_ID",
+    "WANDB_PROJECT",
+)
+
+
+@dataclass
+class LocalRun:
+    """One W&B run on this machine, in as many parts as it was begun and resumed.
+
+    Args:
+        id: W&B's.
+        files: ``<home>/wandb/[offline-]run-<date>_<time>-<id>/run-<id>.wandb``, oldest first.
+        directory: its run directory; None where W&B's files belong to none.
+        status: of that run; empty without one.
+    """
+
+    id: str
+    files: list[Path]
+    directory: Path | None
+    status: str
+
+    @property
+    def name(self) -> str:
+        """The run directory, or W&B's folder, as one would type it here."""
+        path = self.directory or self.files[0].parent
+        here = Path.cwd()
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+    @property
+    def waiting(self) -> list[Path]:
+        """The files that are not uploaded yet."""
+        marked = tracking.UPLOADED
+        return [each for each in self.files if not each.with_name(each.name + marked).exists()]
+
+
+def sync(
+    words: Sequence[str], outputs: Path, say: Callable[[str], None], *, dry_run: bool = False
+) -> int:
+    """Upload what waits, and say of each run what happened; 1 where one failed, else 0.
+
+    Args:
+        words: runs, sweeps and folders; none means everything below outputs.
+        outputs: the root of all runs.
+        say: takes a line at a time, as it happens.
+        dry_run: say what would be uploaded, and stop.
+
+    Raises:
+        UserError: a word names nothing, or there is no key for the server.
+    """
+    local = find(words, outputs)
+    waiting = [each for each in local if each.waiting]
+    # A file that is still written to would be marked as uploaded before its end.
+    running = [each for each in waiting if each.status == "running"]
+    due = [each for each in waiting if each.status != "running"]
+    for each in running:
+        say(f"running   {each.name}  (upload it when it has ended)")
+    there = f"{len(local) - len(waiting)} already there"
+    if not due:
+        say(f"nothing to upload; {there}")
+        return 0
+    if dry_run:
+        for each in due:
+            say(f"waiting   {each.name}")
+        say(f"{len(due)} to upload; {there}")
+        return 0
+    if not tracking.has_key():
+        raise tracking.no_key("")
+    say(f"uploading {len(due)} to {tracking.base_url()}")
+    failed = 0
+    for number, (each, address, reason) in enumerate(_upload(due), 1):
+        failed += bool(reason)
+        count = f"{number}/{len(due)}"
+        say(f"{'failed' if reason else 'uploaded':9} {count}  {each.name}  {reason or address}")
+    say(f"{len(due) - failed} uploaded, {failed} failed; {there}")
+    return FAILED if failed else 0
+
+
+def find(words: Sequence[str], outputs: Path) -> list[LocalRun]:
+    """The W&B runs that the user means: all below outputs, or those of runs, sweeps and folders named.
+
+    Raises:
+        UserError: a word names nothing.
+    """
+    if not words and not outputs.is_dir():
+        raise UserError("there are no runs yet", given=outputs, remedy="Make one: mmrun train")
+    places = [_place(word, outputs) for word in words] or [(outputs, None)]
+    found: dict[Path, LocalRun] = {}
+    for folder, id in places:
+        for each in _below(folder):
+            if id in (None, each.id):
+                found[each.files[0]] = each
+    return list(found.values())
+
+
+def _place(word: str, outputs: Path) -> tuple[Path, str | None]:
+    """(folder to search, W&B id of the one run that is meant; None for all that is there)."""
+    if word != LAST:
+        for folder in (Path(word).expanduser(), outputs / word):
+            if folder.is_dir() and not (folder / RECORD).is_file():
+                return folder, None
+    try:
+        directory = runs.find(word, outputs)
+    except UserError as error:
+        try:
+            return runs.find_sweep(word, outputs), None
+        except UserError:
+            raise error from None
+    record = runs.read(directory)
+    return tracking.home(directory, record["sweep"]), str(record["wandb"].get("id"))
+
+
+def _below(folder: Path) -> list[LocalRun]:
+    """The W&B runs at or below a folder, by the time at which they began."""
+    found: dict[tuple[Path, str], LocalRun] = {}
+    owners: dict[Path, dict[str, tuple[Path, str]]] = {}
+    files = [
+        each for each in folder.absolute().rglob("run-*.wandb") if each.parents[1].name == "wandb"
+    ]
+    for file in sorted(files, key=lambda each: each.parent.name.removeprefix("offline-")):
+        home, id = file.parents[2], file.stem.removeprefix("run-")
+        if home not in owners:
+            records = runs.read_all([home])
+            owners[home] = {str(r["wandb"].get("id")): (d, r["status"]) for d, r in records.items()}
+        directory, status = owners[home].get(id, (None, ""))
+        each = found.setdefault((home, id), LocalRun(id, [], directory, status))
+        each.files.append(file)
+    return list(found.values())
+
+
+def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
+    """(run, its address, why it failed or ""), as soon as that is known."""
+    pending = list(due)
+    addresses: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for id, line in _wandb_says([file for each in due for file in each.waiting]):
+        if found := _ADDRESS.search(line):
+            addresses[found[2]] = found[1]
+        elif line.startswith("ERROR"):
+            reasons.setdefault(id, line.removeprefix("ERROR").strip())
+        for done in [each for each in pending if not each.waiting]:
+            pending.remove(done)
+            address = addresses.get(done.id, "")
+            _record(done, address)
+            yield done, address, ""
+    for each in pending:
+        reason = reasons.get(each.id) or reasons.get("") or "wandb gave no reason"
+        yield each, "", "the server refused it" if reason == "<no message>" else reason
+
+
+def _wandb_says(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """(W&B id or "", line) for each line of ``wandb sync``, and one empty line at its end."""
+    environment = {key: value for key, value in os.environ.items() if key not in _UNHEARD}
+    environment = _PATIENCE | environment | {"WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
+    with tempfile.TemporaryDirectory() as elsewhere:  # wandb leaves a log where it is started
+        command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online"]
+        child = subprocess.Popen(
+            [*command, *map(str, files)],
+            cwd=elsewhere,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        try:
+            assert child.stdout is not None
+            for raw in child.stdout:
+                line = printable(raw.strip()).removeprefix("wandb: ")
+                if line.startswith("Error: "):
+                    line = f"ERROR {line.removeprefix('Error: ')}"
+                labelled = _LABEL.fullmatch(line.removeprefix("ERROR "))
+                if labelled is None:
+                    yield "", line
+                else:
+                    error = "ERROR " if line.startswith("ERROR") else ""
+                    yield labelled[1], error + labelled[2]
+        finally:
+            if child.poll() is None and sys.exc_info()[0] is not None:
+                child.terminate()
+            child.wait()
+    yield "", ""
+
+
+def _record(uploaded: LocalRun, address: str) -> None:
+    """run.json says where the run is to be seen."""
+    if uploaded.directory is None or not address:
+        return
+    run = runs.Run.open(uploaded.directory)
+    run.update(wandb={**run.record["wandb"], "url": address, "mode": "online"})
