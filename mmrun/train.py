@@ -379,7 +379,7 @@ class _Forgiving(WandbLogger):
 
     failed = False
 
-    def log_hyperparams(self, params: Any) -> None:  # noqa: ARG002 (Lightning's signature)
+    def log_hyperparams(self, params: Any) -> None:
         """Nothing: the run was begun with them, in a form that W&B can read."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

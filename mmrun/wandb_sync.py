@@ -23,6 +23,7 @@ from mmrun.runs.layout import RECORD
 
 _ADDRESS = re.compile(r"\bat (\S+/runs/(\S+))")
 _LABEL = re.compile(r"\[[^\]\s]*/([^\]\s]+)\] ?(.*)")
+_HEADER_BYTES = 7  # a process that is killed at once leaves no more
 # wandb's own patience is hours; a server that is gone shall be said so within a minute.
 _PATIENCE = {
     "WANDB_X_GRAPHQL_RETRY_MAX": "3",
@@ -70,9 +71,18 @@ class LocalRun:
 
     @property
     def waiting(self) -> list[Path]:
-        """The files that are not uploaded yet."""
-        marked = tracking.UPLOADED
-        return [each for each in self.files if not each.with_name(each.name + marked).exists()]
+        """The files that are not uploaded yet, and have something in them."""
+        left = [each for each in self.files if not _marker(each).exists()]
+        return [each for each in left if each.stat().st_size > _HEADER_BYTES]
+
+    @property
+    def empty(self) -> bool:
+        """Whether W&B has nothing of it, and nothing is here."""
+        return not self.waiting and not any(_marker(each).exists() for each in self.files)
+
+    def named_in(self, complaint: str) -> list[Path]:
+        """The files of which wandb complains."""
+        return [each for each in self.files if f"/{each.parent.name}" in complaint]
 
 
 def sync(
@@ -94,9 +104,12 @@ def sync(
     # A file that is still written to would be marked as uploaded before its end.
     running = [each for each in waiting if each.status == "running"]
     due = [each for each in waiting if each.status != "running"]
+    empty = [each for each in local if each.empty]
     for each in running:
         say(f"running   {each.name}  (upload it when it has ended)")
-    there = f"{len(local) - len(waiting)} already there"
+    for each in empty:
+        say(f"empty     {each.name}  (killed before W&B wrote anything)")
+    there = f"{len(local) - len(waiting) - len(empty)} already there"
     if not due:
         say(f"nothing to upload; {there}")
         return 0
@@ -172,21 +185,36 @@ def _below(folder: Path) -> list[LocalRun]:
 def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
     """(run, its address, why it failed or ""), as soon as that is known."""
     pending = list(due)
-    addresses: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    for id, line in _wandb_says([file for each in due for file in each.waiting]):
-        if found := _ADDRESS.search(line):
-            addresses[found[2]] = found[1]
-        elif line.startswith("ERROR"):
-            reasons.setdefault(id, line.removeprefix("ERROR").strip())
-        for done in [each for each in pending if not each.waiting]:
-            pending.remove(done)
-            address = addresses.get(done.id, "")
-            _record(done, address)
-            yield done, address, ""
-    for each in pending:
-        reason = reasons.get(each.id) or reasons.get("") or "wandb gave no reason"
-        yield each, "", "the server refused it" if reason == "<no message>" else reason
+    while pending:
+        addresses: dict[str, str] = {}
+        reasons: dict[str, str] = {}
+        before = len(pending)
+        for id, line in _wandb_says([file for each in pending for file in each.waiting]):
+            if found := _ADDRESS.search(line):
+                addresses[found[2]] = found[1]
+            elif "incomplete record" in line:  # killed in mid-write; all that is whole was sent
+                for each in pending:
+                    for file in each.named_in(line):
+                        _marker(file).touch()
+            elif line.startswith("ERROR"):
+                reasons.setdefault(id, line.removeprefix("ERROR").strip())
+            for done in [each for each in pending if not each.waiting]:
+                pending.remove(done)
+                address = addresses.get(done.id, "")
+                _record(done, address)
+                yield done, address, ""
+        # A file that cannot be read keeps wandb from beginning with the others.
+        unreadable = [each for each in pending if each.named_in(reasons.get("", ""))]
+        begun = len(pending) < before
+        for each in pending if begun or not unreadable else unreadable:
+            yield each, "", reasons.get(each.id) or reasons.get("") or "wandb gave no reason"
+        pending = (
+            [] if begun else [each for each in pending if unreadable and each not in unreadable]
+        )
+
+
+def _marker(file: Path) -> Path:
+    return file.with_name(file.name + tracking.UPLOADED)
 
 
 def _wandb_says(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -195,7 +223,7 @@ def _wandb_says(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
     environment = _PATIENCE | environment | {"WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
     with tempfile.TemporaryDirectory() as elsewhere:  # wandb leaves a log where it is started
         command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online"]
-        child = subprocess.Popen(
+        with subprocess.Popen(
             [*command, *map(str, files)],
             cwd=elsewhere,
             env=environment,
@@ -204,24 +232,24 @@ def _wandb_says(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )
-        try:
-            assert child.stdout is not None
-            for raw in child.stdout:
-                line = printable(raw.strip()).removeprefix("wandb: ")
-                if line.startswith("Error: "):
-                    line = f"ERROR {line.removeprefix('Error: ')}"
-                labelled = _LABEL.fullmatch(line.removeprefix("ERROR "))
-                if labelled is None:
-                    yield "", line
-                else:
-                    error = "ERROR " if line.startswith("ERROR") else ""
-                    yield labelled[1], error + labelled[2]
-        finally:
-            if child.poll() is None and sys.exc_info()[0] is not None:
+        ) as child:
+            try:
+                assert child.stdout is not None
+                for raw in child.stdout:
+                    yield _parsed(printable(raw.strip()).removeprefix("wandb: "))
+            except BaseException:
                 child.terminate()
-            child.wait()
+                raise
     yield "", ""
+
+
+def _parsed(line: str) -> tuple[str, str]:
+    """(W&B id or "", what is said of it), a complaint as ``ERROR ...``."""
+    complaint = line.startswith(("ERROR ", "Error: "))
+    text = line.partition(" ")[2] if complaint else line
+    labelled = _LABEL.fullmatch(text)
+    id, text = (labelled[1], labelled[2]) if labelled else ("", text)
+    return id, f"ERROR {text}" if complaint else text
 
 
 def _record(uploaded: LocalRun, address: str) -> None:

@@ -107,6 +107,7 @@ def test_ids_are_random_and_none_costs_nothing(tmp_path):
 def test_finish_survives_a_server_that_is_gone(capsys):
     class Broken:
         id = "x"
+        offline = True
 
         def finish(self, exit_code):
             raise BrokenPipeError(f"{exit_code} gone\nmore")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,42 +10,64 @@ from typing import Any
 
 import pytest
 
-from tests.fake_wandb import GONE, HANG, KEY, FakeWandb
+from tests.fake_wandb import KEY, FakeRun, FakeWandb
 from tests.running import SMALL, mmrun, record_of, run_python
 
 pytestmark = pytest.mark.trains
 
-WORDS = tuple(word for word in SMALL if word != "logger=none")
-SMOKE = (*WORDS, "trainer=smoke")
-
-# Three points of a sweep in one process; the second raises (or diverges), the third goes on.
+# Points of a sweep in one process: one raises, one diverges, one is told to end; the others go on.
 POINTS = """
-import json, math, sys
+import json, os, signal, sys
 from pathlib import Path
 from mmrun import compose, point, runs
 from mmrun.callbacks.recorder import Recorder
+from mmrun.signals import Interrupted
 
 words, sweep = json.loads(sys.argv[1]), Path(sys.argv[2])
-collect = Recorder.log_validation
+log = Recorder.log_validation
 def failing(self, trainer, module):
-    if fails:
+    log(self, trainer, module)
+    if trainer.global_step == 8 and name == "raises":
         raise RuntimeError("disk full")
-    collect(self, trainer, module)
+    if trainer.global_step == 8 and name == "killed":
+        os.kill(os.getpid(), signal.SIGTERM)
 Recorder.log_validation = failing
 for name, more in json.loads(sys.argv[3]):
-    fails = name == "raises"
     frozen = compose.point([*words, *more])
     runs.freeze(frozen, sweep / name, sweep=sweep.name)
     try:
         point.run(sweep / name)
-    except RuntimeError as error:
-        assert str(error) == "disk full", error
+        ended = ""
+    except (RuntimeError, Interrupted) as error:
+        ended = str(error)
+    assert ended == {"raises": "disk full", "killed": "SIGTERM"}.get(name, ""), (name, ended)
 """
+CASES = {
+    "good": ["seed=1"],
+    "raises": ["seed=2", "clip=0.5"],
+    "diverged": ["seed=3", "optimizer=sgd", "optimizer.lr=1e30"],
+    "killed": ["seed=4"],
+    "after": ["seed=5", "clip=value_0.1"],
+}
+EXIT = {"good": 0, "raises": 1, "diverged": 1, "killed": 143, "after": 0}
+SWEEP = Path("outputs/s")
 
 
-def points(*cases: tuple[str, list[str]], sweep: str = "outputs/s", **environment: str) -> str:
-    """Train frozen points one after another in one process; what it printed."""
-    done = run_python("-c", POINTS, json.dumps(SMOKE), sweep, json.dumps(cases), **environment)
+def train_points(**environment: str) -> str:
+    """Train them, and what was printed."""
+    words = [word for word in SMALL if word != "logger=none"]
+    arguments = (
+        json.dumps([*words, "trainer.max_epochs=4"]),
+        str(SWEEP),
+        json.dumps([*CASES.items()]),
+    )
+    done = run_python("-c", POINTS, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def resume_the_killed(**environment: str) -> str:
+    done = mmrun("resume", str(SWEEP / "killed"), **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -59,111 +79,117 @@ def inspect(path: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def wandb_id(directory: Path | str) -> str:
-    return record_of(Path(directory))["wandb"]["id"]
+def ids() -> dict[str, str]:
+    return {name: record_of(SWEEP / name)["wandb"]["id"] for name in CASES}
 
 
-def names_of_key(*texts: str) -> list[str]:
+def extremes(name: str, metric: str = "val/loss") -> Any:
+    """min, max and last of a metric over all parts of a run, from its own record."""
+    entry = record_of(SWEEP / name)["metrics"][metric]
+    return pytest.approx({how: entry[how] for how in ("min", "max", "last")})
+
+
+def places_of_key(*texts: str) -> list[str]:
     """Files below here, and texts, in which the key stands."""
-    files = [path for path in Path().rglob("*") if path.is_file() and not path.is_symlink()]
-    assert files
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert {"run.json", "train.log", "debug-internal.log"} <= {path.name for path in files}
     found = [str(path) for path in files if KEY.encode() in path.read_bytes()]
     return found + [text for text in texts if KEY in text]
 
 
-CASES = (
-    ("good", ["seed=1"]),
-    ("raises", ["seed=2", "clip=0.5"]),
-    ("diverged", ["optimizer=sgd", "optimizer.lr=1e30", "seed=3"]),
-    ("after", ["seed=4"]),
-)
-EXIT = {"good": 0, "raises": 1, "diverged": 1, "after": 0}
+def check_resumed(run: FakeRun) -> None:
+    """One run whose steps go on where it was stopped."""
+    steps, record = run.values("trainer/global_step"), record_of(SWEEP / "killed")
+    assert steps == sorted(steps)
+    assert {8, 12, 16} <= set(steps)
+    assert run.values("_step") == list(range(len(run.history)))
+    assert (run.exit_code, record["status"]) == (0, "finished")
+    assert run.summary["val/loss"] == extremes("killed")
+    # The extremes of the first part are part of it.
+    assert max(run.values("val/loss")) == pytest.approx(record["metrics"]["val/loss"]["max"])
 
 
-def test_points_of_one_process_are_runs_of_their_own_online():
+def test_points_of_one_process_are_runs_of_their_own():
     with FakeWandb() as server:
-        said = points(*CASES, **server.environment)
-        sweep = Path("outputs/s")
-        assert {path.name for path in sweep.iterdir()} == {*EXIT, "wandb"}
-        ids = {name: wandb_id(sweep / name) for name in EXIT}
-        assert set(server.runs) == set(ids.values())
-        for name, words in CASES:
-            run, record = server.runs[ids[name]], record_of(sweep / name)
+        said = train_points(**server.environment)
+        assert {path.name for path in SWEEP.iterdir()} == {*CASES, "wandb"}
+        runs = {name: server.runs[id] for name, id in ids().items()}
+        assert len(server.runs) == len(runs) == len(CASES)
+        for name, words in CASES.items():
+            run, record = runs[name], record_of(SWEEP / name)
             assert run.exit_code == EXIT[name], name
-            assert run.project == "mmrun"
-            assert (run.name, run.group, run.job_type) == (record["name"], "s", "train")
+            assert (run.project, run.group, run.job_type) == ("mmrun", "s", "train")
+            assert run.name == record["name"]
             assert run.tags == [record["choices"][key] for key in ("clip", "fusion", "dataset")]
-            assert run.config["seed"] == int(words[-1][-1] if name != "raises" else 2)
+            assert run.config["seed"] == int(words[0].removeprefix("seed="))
             assert run.config["id"] == record["id"]
             assert record["wandb"] == {
                 "id": run.id,
                 "url": f"{server.url}/team/mmrun/runs/{run.id}",
                 "mode": "online",
             }
-        good, clipped = server.runs[ids["good"]], server.runs[ids["raises"]]
-        assert clipped.config["clip"]["threshold"] == 0.5
-        assert clipped.config["gradient_clip_val"] == 0.5
-        assert clipped.config["gradient_clip_algorithm"] == "norm"
-        assert good.config["gradient_clip_val"] == "Infinity"  # JSON has no number for it
-        record = record_of(sweep / "good")
-        assert good.config["optimizer"]["lr"] == record["config"]["optimizer"]["lr"]
-        # Steps and scores as in the run's own files.
-        loss = record["metrics"]["val/loss"]
-        assert good.values("val/loss")[-1] == pytest.approx(loss["last"])
-        assert good.summary["val/loss"] == pytest.approx(
-            {k: loss[k] for k in ("min", "max", "last")}
-        )
-        assert good.values("trainer/global_step")[-1] == record["steps"]
+        # The config is nested, and has what the module clips with under Lightning's names.
+        law = ("gradient_clip_algorithm", "gradient_clip_val")
+        assert [runs["raises"].config[key] for key in law] == ["norm", 0.5]
+        assert [runs["after"].config[key] for key in law] == ["value", 0.1]
+        assert runs["good"].config["gradient_clip_val"] == "Infinity"  # JSON has no number for it
+        assert runs["raises"].config["clip"]["threshold"] == 0.5
+        assert runs["good"].config["optimizer"]["lr"] == 0.003
+        # Steps and scores are those of the run's own files.
+        good, record = runs["good"], record_of(SWEEP / "good")
+        assert good.values("trainer/global_step")[-1] == record["steps"] == 16
+        assert good.values("val/loss")[-1] == extremes("good").expected["last"]
+        assert good.summary["val/loss"] == extremes("good")
         for name, value in (record["test"] | record["test_last"] | record["train_eval"]).items():
             assert good.summary[name] == pytest.approx(value)
-        assert any(
-            value in ("NaN", "Infinity")
-            for row in server.runs[ids["diverged"]].history
-            for value in row.values()
-        )
-    assert names_of_key(said) == []
+        words = [value for row in runs["diverged"].history for value in row.values()]
+        assert {"NaN", "Infinity"} & {word for word in words if isinstance(word, str)}
+        assert not [word for row in good.history for word in row.values() if isinstance(word, str)]
+
+        said += resume_the_killed(**server.environment)
+        assert server.begun.count(ids()["killed"]) == 2
+        check_resumed(server.runs[ids()["killed"]])
+    again = mmrun(
+        "wandb", "sync", **server.environment
+    )  # it is gone, and nothing is left to say to it
+    assert again.stdout == "nothing to upload; 5 already there\n"
+    assert places_of_key(said) == []
 
 
 def test_offline_points_share_a_folder_and_are_uploaded_once():
-    said = points(*CASES)
-    sweep = Path("outputs/s")
-    folders = {path.name.rpartition("-")[2]: path for path in sweep.glob("wandb/offline-run-*")}
-    ids = {name: wandb_id(sweep / name) for name in EXIT}
-    assert set(folders) == set(ids.values())
-    assert not list(sweep.glob("*/wandb"))
-    seen = inspect(folders[ids["good"]])
-    record = record_of(sweep / "good")
-    assert (seen["run_id"], seen["name"], seen["exit_code"]) == (ids["good"], record["name"], 0)
-    assert seen["config"]["gradient_clip_val"] == "Infinity"
-    assert seen["config"]["trainer"]["max_epochs"] == record["config"]["trainer"]["max_epochs"]
+    said = train_points(WANDB_API_KEY=KEY)  # WANDB_MODE=offline, of the tests, holds
+    folders = {path.name.rpartition("-")[2]: path for path in SWEEP.glob("wandb/offline-run-*")}
+    assert set(folders) == set(ids().values())
+    assert not list(SWEEP.glob("*/wandb"))
+    # Read by another program than the one that wrote it.
+    seen, record = inspect(folders[ids()["good"]]), record_of(SWEEP / "good")
+    assert (seen["run_id"], seen["name"], seen["exit_code"]) == (ids()["good"], record["name"], 0)
     assert seen["config"]["id"] == record["id"]
-    loss = record["metrics"]["val/loss"]
-    assert seen["summary"]["val/loss"] == pytest.approx(
-        {k: loss[k] for k in ("min", "max", "last")}
-    )
-    assert {"train/loss", "grad/norm", "clip/fraction", "test/accuracy"} <= set(seen["summary"])
-    assert inspect(folders[ids["raises"]])["exit_code"] == 1
+    assert seen["config"]["gradient_clip_val"] == "Infinity"
+    assert seen["config"]["trainer"]["max_epochs"] == 4
+    assert seen["summary"]["val/loss"] == extremes("good")
+    assert seen["summary"]["test/accuracy"] == pytest.approx(record["test"]["test/accuracy"])
+    assert {"train/loss", "grad/norm", "clip/fraction"} <= set(seen["summary"])
+    assert inspect(folders[ids()["raises"]])["exit_code"] == 1
 
     with FakeWandb() as server:
-        wet = server.environment
-        dry = mmrun("wandb", "sync", "--dry-run", **wet)
-        assert dry.stdout.splitlines()[-1] == "4 to upload; 0 already there"
-        assert not server.runs
-        one = mmrun("wandb", "sync", "outputs/s/good", **wet)
+        online = server.environment
+        resumed = resume_the_killed(**online)
+        assert "W&B: offline, as this run began; upload with: mmrun wandb sync" in resumed
+        one = mmrun("wandb", "sync", str(SWEEP / "good"), **online)
         assert one.returncode == 0
         assert one.stdout.splitlines()[-1] == "1 uploaded, 0 failed; 0 already there"
-        assert set(server.runs) == {ids["good"]}
-        rest = mmrun("wandb", "sync", "s", **wet)
-        assert rest.stdout.splitlines()[-1] == "3 uploaded, 0 failed; 1 already there"
-        again = mmrun("wandb", "sync", **wet)
-        assert (again.returncode, again.stdout) == (0, "nothing to upload; 4 already there\n")
-        for name in EXIT:
-            run, record = server.runs[ids[name]], record_of(sweep / name)
-            assert (run.exit_code, run.name, run.group) == (EXIT[name], record["name"], "s")
-            assert record["wandb"]["url"] == f"{server.url}/team/mmrun/runs/{run.id}"
-            assert record["wandb"]["url"] in one.stdout + rest.stdout
-        assert server.runs[ids["good"]].summary["val/loss"] == pytest.approx(
-            {k: loss[k] for k in ("min", "max", "last")}
-        )
-    assert not Path("wandb").exists()
-    assert names_of_key(said, one.stdout, one.stderr, rest.stdout, rest.stderr) == []
+        assert set(server.runs) == {ids()["good"]}
+        rest = mmrun("wandb", "sync", "s", **online)
+        assert rest.stdout.splitlines()[-1] == "4 uploaded, 0 failed; 1 already there"
+        for name, id in ids().items():
+            run, record = server.runs[id], record_of(SWEEP / name)
+            assert (run.name, run.group) == (record["name"], "s")
+            assert run.exit_code == (EXIT | {"killed": 0})[name]
+            url = f"{server.url}/team/mmrun/runs/{id}"
+            assert record["wandb"] == {"id": id, "url": url, "mode": "online"}
+            assert url in one.stdout + rest.stdout
+        assert server.runs[ids()["good"]].summary["val/loss"] == extremes("good")
+        check_resumed(server.runs[ids()["killed"]])
+    printed = [text for done in (one, rest) for text in (done.stdout, done.stderr)]
+    assert places_of_key(said, resumed, *printed) == []
