@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,8 @@ def test_a_server_that_is_lost_in_mid_run_gets_the_rest_later(
             text=True,
             env=os.environ | server.environment,
         )
+        watch = threading.Timer(120, child.kill)  # an ending that takes for ever is a failure
+        watch.start()
         with child:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -194,6 +197,7 @@ def test_a_server_that_is_lost_in_mid_run_gets_the_rest_later(
                 child.stdin.write("\n")
                 child.stdin.flush()
             _, err = child.communicate()
+        watch.cancel()
     assert child.returncode == 0
     assert err.count("the server did not take everything") == 3
     assert err.count("mmrun wandb sync") == len(err.splitlines()) == 3
