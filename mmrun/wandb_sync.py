@@ -6,6 +6,8 @@ in a child process, and leaves a marker beside each file that is done: a second 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mmrun import runs, tracking
 from mmrun.errors import UserError, printable
@@ -24,6 +27,11 @@ from mmrun.runs.layout import RECORD
 _ADDRESS = re.compile(r"\bat (\S+/runs/(\S+))")
 _LABEL = re.compile(r"\[[^\]\s]*/([^\]\s]+)\] ?(.*)")
 _HEADER_BYTES = 7  # a process that is killed at once leaves no more
+_BATCH = 500  # runs per command: its words have room for some thousand files
+_LEFT_ALONE = {
+    "running": "upload it when it has ended",  # its file would be marked as uploaded before its end
+    "empty": "killed before W&B wrote anything",
+}
 # wandb's own patience is hours; a server that is gone shall be said so within a minute.
 _PATIENCE = {
     "WANDB_X_GRAPHQL_RETRY_MAX": "3",
@@ -76,13 +84,21 @@ class LocalRun:
         return [each for each in left if each.stat().st_size > _HEADER_BYTES]
 
     @property
-    def empty(self) -> bool:
-        """Whether W&B has nothing of it, and nothing is here."""
-        return not self.waiting and not any(_marker(each).exists() for each in self.files)
+    def state(self) -> Literal["there", "running", "waiting", "empty"]:
+        """Is it at W&B, still written to, to be uploaded, or without anything to upload?"""
+        marked = [_marker(each).exists() for each in self.files]
+        if all(marked):
+            return "there"
+        if self.status == "running":
+            return "running"
+        if self.waiting:
+            return "waiting"
+        return "there" if any(marked) else "empty"
 
     def named_in(self, complaint: str) -> list[Path]:
         """The files of which wandb complains."""
-        return [each for each in self.files if f"/{each.parent.name}" in complaint]
+        names = [(each, re.escape(each.parent.name)) for each in self.files]
+        return [each for each, name in names if re.search(rf"/{name}(?![\w-])", complaint)]
 
 
 def sync(
@@ -100,16 +116,12 @@ def sync(
         UserError: a word names nothing, or there is no key for the server.
     """
     local = find(words, outputs)
-    waiting = [each for each in local if each.waiting]
-    # A file that is still written to would be marked as uploaded before its end.
-    running = [each for each in waiting if each.status == "running"]
-    due = [each for each in waiting if each.status != "running"]
-    empty = [each for each in local if each.empty]
-    for each in running:
-        say(f"running   {each.name}  (upload it when it has ended)")
-    for each in empty:
-        say(f"empty     {each.name}  (killed before W&B wrote anything)")
-    there = f"{len(local) - len(waiting) - len(empty)} already there"
+    states = [each.state for each in local]
+    due = [each for each, state in zip(local, states, strict=True) if state == "waiting"]
+    for each, state in zip(local, states, strict=True):
+        if state in _LEFT_ALONE:
+            say(f"{state:9} {each.name}  ({_LEFT_ALONE[state]})")
+    there = f"{states.count('there')} already there"
     if not due:
         say(f"nothing to upload; {there}")
         return 0
@@ -122,7 +134,9 @@ def sync(
         raise tracking.no_key("")
     say(f"uploading {len(due)} to {tracking.base_url()}")
     failed = 0
-    for number, (each, address, reason) in enumerate(_upload(due), 1):
+    batches = [due[k : k + _BATCH] for k in range(0, len(due), _BATCH)]
+    outcomes = itertools.chain.from_iterable(map(_upload, batches))
+    for number, (each, address, reason) in enumerate(outcomes, 1):
         failed += bool(reason)
         count = f"{number}/{len(due)}"
         say(f"{'failed' if reason else 'uploaded':9} {count}  {each.name}  {reason or address}")
@@ -204,13 +218,12 @@ def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
                 _record(done, address)
                 yield done, address, ""
         # A file that cannot be read keeps wandb from beginning with the others.
-        unreadable = [each for each in pending if each.named_in(reasons.get("", ""))]
-        begun = len(pending) < before
-        for each in pending if begun or not unreadable else unreadable:
+        failed = pending
+        if len(pending) == before:
+            failed = [each for each in pending if each.named_in(reasons.get("", ""))] or pending
+        for each in failed:
             yield each, "", reasons.get(each.id) or reasons.get("") or "wandb gave no reason"
-        pending = (
-            [] if begun else [each for each in pending if unreadable and each not in unreadable]
-        )
+        pending = [each for each in pending if each not in failed]
 
 
 def _marker(file: Path) -> Path:
@@ -256,5 +269,6 @@ def _record(uploaded: LocalRun, address: str) -> None:
     """run.json says where the run is to be seen."""
     if uploaded.directory is None or not address:
         return
-    run = runs.Run.open(uploaded.directory)
-    run.update(wandb={**run.record["wandb"], "url": address, "mode": "online"})
+    with contextlib.suppress(OSError, UserError):  # somebody else's, or moved away meanwhile
+        run = runs.Run.open(uploaded.directory)
+        run.update(wandb={**run.record["wandb"], "url": address, "mode": "online"})

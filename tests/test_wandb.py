@@ -144,13 +144,13 @@ def test_points_of_one_process_are_runs_of_their_own():
             assert good.summary[name] == pytest.approx(value)
 
         # What is not finite arrives as W&B spells it: the threshold of no clipping, and a divergence.
-        def words(name: str) -> set[tuple[str, Any]]:
+        def spelt(name: str) -> set[tuple[str, Any]]:
             cells = [cell for row in runs[name].history for cell in row.items()]
             return {(key, value) for key, value in cells if isinstance(value, str)}
 
-        assert ("clip/threshold", "Infinity") in words("good")
-        assert all(key.startswith("clip/threshold") for key, _ in words("good"))
-        assert ("train/loss", "NaN") in words("diverged")
+        assert ("clip/threshold", "Infinity") in spelt("good")
+        assert all(key.startswith("clip/threshold") for key, _ in spelt("good"))
+        assert ("train/loss", "NaN") in spelt("diverged")
 
         said += resume_the_killed(**server.environment)
         assert server.begun.count(ids()["killed"]) == 2
