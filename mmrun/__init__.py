@@ -3,7 +3,7 @@
 Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run directory -> ``train`` -> record. Floors, high to low;
 imports point down, or stay inside a package:
 
-    cli | launch, compare, doctor, completion | compose, point | train, ranks | evaluate, closing | build
+    cli | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks | evaluate, closing | build
     | trainer, module, callbacks, isolation | model, gradients, loader
     | encoders, fusion, objectives, clip, balance, missing, datasets | batch, tracking, schedules, checkpoint, signature, sources
     | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile

@@ -35,6 +35,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
   mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean and sd over seeds, best first
+  mmrun wandb sync [PATH ...]                      upload the runs that W&B does not have yet
   mmrun list [GROUP | GROUP/OPTION]                what there is to choose from, and its settings
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
@@ -357,6 +358,28 @@ def _compare(words: list[str]) -> int:
     return 0
 
 
+def _wandb(words: list[str]) -> int:
+    parser = _Parser(
+        "wandb",
+        "sync: upload to W&B the runs that are on this machine only; done ones are left alone.",
+    )
+    parser.add_argument("action", choices=["sync"], help="upload what is not there yet")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help=f"a folder, a sweep or a run ({RUN_HELP}); all without",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be uploaded")
+    given = parser.parse_args(words)
+    from mmrun.wandb_sync import sync
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    return sync(given.paths, _outputs(), say, dry_run=given.dry_run)
+
+
 def _list(words: list[str]) -> int:
     parser = _Parser(
         "list",
@@ -466,6 +489,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "predict": _predict,
     "show": _show,
     "compare": _compare,
+    "wandb": _wandb,
     "list": _list,
     "doctor": _doctor,
 }

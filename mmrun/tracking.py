@@ -1,16 +1,19 @@
 """Weights & Biases: decide online or offline before anything starts, start a run, end it.
 
 W&B never ends a training and never asks a question: without a key ``auto`` logs offline, an
-unreachable server falls back to offline once, each said in one line; errors at the end are dropped.
+unreachable server falls back to offline once, each said in one line; what a server does not take at
+the end stays on disk for ``mmrun wandb sync``.
 wandb is imported inside functions (0.5 s), and no key passes through here: wandb finds it itself.
 """
 
 from __future__ import annotations
 
 import configparser
+import math
 import netrc
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from mmrun.errors import UserError, nearest
+from mmrun.exits import program
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -27,13 +31,17 @@ Mode = Literal["online", "offline", "none"]
 OPTIONS = ("auto", "wandb", "offline", "none")
 PROJECT = "mmrun"
 STEP = "trainer/global_step"  # the name that Lightning's WandbLogger logs the step under
-INIT_TIMEOUT_S = 20.0
+# How long a server may take to answer at the start, and again to take the rest at the end. wandb
+# needs a second or two besides: a dead server costs 17 s, measured.
+TIMEOUT_S = 15.0
+UPLOADED = ".synced"  # suffix of the marker that ``wandb sync`` leaves beside a file, and reads
 # wandb 0.31 calls its cloud by a new name and still takes a netrc entry of the old one.
 CLOUD = "https://api.wandb.ai"
 _CLOUD_HOSTS = ("api.forge.coreweave.com", "forge.coreweave.com", "api.wandb.ai")
 # First parts of logged names, but for val/. wandb 0.31 takes any one of the patterns that match a
 # name, and not the same one every time: so a "*" beside "val/*" would lose its minimum now and then.
 _PREFIXES = ("train", "test", "test_last", "train_eval", "grad", "clip", "lr", "balance", "missing")
+_SUMMARY = ("min", "max", "last")
 # Servers that did not answer this process: the next points of a worker do not wait for them again.
 _unreachable: set[str] = set()
 _active: set[str] = set()
@@ -71,17 +79,47 @@ def mode(option: str) -> tuple[Mode, str]:
     if variable == "disabled":
         return "none", "W&B: off (WANDB_MODE=disabled)."
     if variable in ("offline", "dryrun"):
-        return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: wandb sync"
+        return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: {later()}"
     if has_key():
         return "online", ""
     host = urlsplit(base_url()).netloc or base_url()
     if option == "wandb":
-        raise UserError(
-            f"no W&B key found for {host}",
-            given="logger=wandb",
-            remedy="Run `wandb login` or set WANDB_API_KEY; or take logger=offline.",
-        )
+        raise no_key("logger=wandb", otherwise="; or take logger=offline")
     return "offline", f"W&B: offline, no key for {host} (wandb login, or logger=none)."
+
+
+def no_key(given: str, *, otherwise: str = "") -> UserError:
+    """The complaint about a missing key."""
+    return UserError(
+        f"no W&B key found for {urlsplit(base_url()).netloc or base_url()}",
+        given=given,
+        remedy=f"Run `wandb login` or set WANDB_API_KEY{otherwise}.",
+    )
+
+
+def later() -> str:
+    """The command that uploads what is still on this machine."""
+    return f"{program()} wandb sync"
+
+
+def home(directory: Path, sweep: str | None) -> Path:
+    """The folder in which wandb makes its ``wandb`` folder: a sweep has one for all its points."""
+    return directory.parent if sweep else directory
+
+
+def sendable(value: Any) -> Any:
+    """The value with strings for what JSON has no number for, as W&B spells them.
+
+    wandb 0.31 sends a bare Infinity, which is no JSON, and one NaN makes a metric's min and max NaN; the
+    strings are stored and drawn as the numbers that they name, and are left out of min and max.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): sendable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [sendable(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def has_key() -> bool:
@@ -131,7 +169,7 @@ def start(
     group: str | None = None,
     tags: Sequence[str] = (),
     job_type: str = "train",
-    init_timeout_s: float = INIT_TIMEOUT_S,
+    timeout_s: float = TIMEOUT_S,
     say: Callable[[str], None] | None = None,
 ) -> Run | None:
     """Start a W&B run; hand it to Lightning with ``WandbLogger(experiment=run)``.
@@ -140,14 +178,14 @@ def start(
         mode: from ``mode()``; None comes back for "none".
         id: from ``new_id()``, the same again when a run is resumed.
         name: for people.
-        directory: wandb makes its ``wandb`` folder here: the run's, or its sweep's.
+        directory: from ``home()``; wandb makes its ``wandb`` folder here.
         config: nested plain dict; W&B shows ``clip.threshold`` and the like.
         project: W&B project.
         entity: W&B team or user; None takes the key's own.
         group: name of the sweep.
         tags: W&B takes at most 64 characters each.
         job_type: train, eval or report.
-        init_timeout_s: how long to wait for the server before going offline.
+        timeout_s: how long to wait for the server before going offline, and again at the end.
         say: takes the one line about a fall back; writes to stderr by default.
 
     Returns:
@@ -164,7 +202,7 @@ def start(
         "id": id,
         "name": name[:128],
         "dir": str(directory),
-        "config": dict(config),
+        "config": sendable(config),
         "project": project,
         "entity": entity,
         "group": group,
@@ -172,22 +210,26 @@ def start(
         "job_type": job_type,
         # Several runs of one process (a pool worker, vectorized points) must not fall into one.
         "reinit": "create_new",
+        # Offline it is kept in the file, and lets an upload continue the steps of an earlier part.
+        "resume": "allow",
     }
     if mode == "online" and base_url() not in _unreachable:
+        before = set(directory.glob("wandb/run-*"))
         try:
             wandb.setup(settings=wandb.Settings(silent=True))  # else the log-in speaks
-            settings = _settings(init_timeout_s, base_url=base_url())
-            run = wandb.init(mode="online", resume="allow", settings=settings, **arguments)
-            return _begun(run)
+            settings = _settings(timeout_s, base_url=base_url())
+            return _begun(wandb.init(mode="online", settings=settings, **arguments))
         except Exception as error:
             _unreachable.add(base_url())
-            say(f"W&B: offline ({_reason(error)}); upload later with: wandb sync")
+            say(f"W&B: offline ({_reason(error)}); upload later with: {later()}")
             if not _active:
                 wandb.teardown()  # else wandb still holds the id of the run that failed
+                for stub in set(directory.glob(f"wandb/run-*-{id}*")) - before:
+                    shutil.rmtree(stub, ignore_errors=True)
             else:
                 arguments["id"] = new_id()
     try:
-        return _begun(wandb.init(mode="offline", settings=_settings(init_timeout_s), **arguments))
+        return _begun(wandb.init(mode="offline", settings=_settings(timeout_s), **arguments))
     except Exception as error:
         say(f"W&B: off ({_reason(error)})")
         return None
@@ -202,12 +244,23 @@ def describe(run: Run | None, mode: Mode) -> dict[str, Any]:
     return {"id": run.id, "url": run.url, "mode": "online"}
 
 
-def summarise(run: Run | None, values: Mapping[str, Any]) -> None:
-    """Put final scores into the run's summary; a failure is said in one line and is no more than that."""
+def summarise(run: Run | None, record: Mapping[str, Any]) -> None:
+    """Put final scores into the run's summary; a failure is said in one line and is no more than that.
+
+    wandb itself takes min and max since the process began; the record knows those of all its parts.
+
+    Args:
+        run: from ``start()``.
+        record: run.json's content.
+    """
     if run is None:
         return
+    values = {**record["test"], **record["test_last"], **record["train_eval"]}
+    for name, entry in record["metrics"].items():
+        if name.startswith("val/"):
+            values[name] = {how: entry[how] for how in _SUMMARY}
     try:
-        run.summary.update(dict(values))
+        run.summary.update(sendable(values))
     except Exception as error:
         _to_stderr(f"W&B: the scores could not be added ({_reason(error)})")
 
@@ -219,15 +272,20 @@ def finish(run: Run | None, exit_code: int = 0) -> None:
     """
     if run is None:
         return
+    online = not run.offline and run.id in _active
     try:
         run.finish(exit_code=exit_code)
+        if online:
+            Path(f"{run.settings.sync_file}{UPLOADED}").touch()
+    except TimeoutError:
+        _to_stderr(f"W&B: the server did not take everything; upload the rest with: {later()}")
     except Exception as error:
         _to_stderr(f"W&B: could not finish the run ({_reason(error)})")
     finally:
         _active.discard(run.id)
 
 
-def _settings(init_timeout_s: float, **more: Any) -> Any:
+def _settings(timeout_s: float, **more: Any) -> Any:
     import wandb
 
     return wandb.Settings(
@@ -236,7 +294,9 @@ def _settings(init_timeout_s: float, **more: Any) -> Any:
         x_disable_stats=True,
         disable_git=True,
         save_code=False,
-        init_timeout=init_timeout_s,
+        init_timeout=timeout_s,
+        finish_timeout=timeout_s,
+        finish_timeout_raises=True,
         **more,
     )
 
@@ -246,7 +306,7 @@ def _begun(run: Run) -> Run:
     run.define_metric(STEP, hidden=True)
     for prefix in _PREFIXES:
         run.define_metric(f"{prefix}/*", step_metric=STEP, step_sync=True)
-    run.define_metric("val/*", step_metric=STEP, step_sync=True, summary="min,max,last")
+    run.define_metric("val/*", step_metric=STEP, step_sync=True, summary=",".join(_SUMMARY))
     _active.add(run.id)
     return run
 

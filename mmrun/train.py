@@ -240,7 +240,7 @@ class _Training:
             steps_to_target=stops.steps_to_target,
         )
         self._keep_checkpoints()  # all of them are there until the record says how it ended
-        tracking.summarise(self.wandb, {**self.run.record["test"], **self.run.record["test_last"]})
+        tracking.summarise(self.wandb, self.run.record)
         self._finish_tracking(1 if stable.state == "diverged" else 0)
         return self.run.record
 
@@ -348,11 +348,15 @@ class _Training:
             self._say(self.logger_line)
         options, record = self.config["logger"], self.run.record
         choices = record["choices"]
+        if self.logger_mode == "online" and self.resume and record["wandb"]["mode"] == "offline":
+            # An earlier part that is uploaded after this one would overwrite its ending.
+            self.logger_mode = "offline"
+            self._say(f"W&B: offline, as this run began; upload with: {tracking.later()}")
         self.wandb = tracking.start(
             self.logger_mode,
             id=record["wandb"]["id"],
             name=record["name"],
-            directory=self.run.directory,
+            directory=tracking.home(self.run.directory, record["sweep"]),
             config={**self.config, **dict(self.module.hparams), "id": record["id"]},
             project=options.get("project") or tracking.PROJECT,
             entity=options.get("entity"),
@@ -392,11 +396,14 @@ class _Forgiving(WandbLogger):
 
     failed = False
 
+    def log_hyperparams(self, params: Any) -> None:
+        """Nothing: the run was begun with them, in a form that W&B can read."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.failed:
             return
         try:
-            super().log_metrics(dict(metrics), step)
+            super().log_metrics(tracking.sendable(metrics), step)
         except Exception as error:
             self.failed = True
             logging.getLogger("mmrun").error("W&B: logging has stopped (%s)", error)

@@ -79,6 +79,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["train", "fusion=nope"], ("torch", "numpy", "wandb")),
         (["resume", "nope"], ("torch", "wandb")),
         (["show"], ("torch", "wandb", "hydra")),
+        (["wandb", "sync"], ("torch", "wandb", "hydra")),
     ],
 )
 def test_what_is_not_imported(words: list[str], absent: tuple[str, ...]):

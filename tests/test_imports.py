@@ -21,7 +21,10 @@ from tests.running import CONF, PACKAGE, ROOT, run_python
 Sources = Mapping[str, str]
 
 ABOVE_ALL = ("mmrun", "mmrun.__main__")  # the package's face and ``python -m mmrun`` stand with cli
-NO_TORCH = "cli completion shells launch compare compose point ranks tracking sources runs settings spec errors options user_code exits"
+NO_TORCH = (
+    "cli completion shells launch compare wandb_sync compose point ranks tracking sources runs settings spec errors "
+    "options trust user_code exits"
+)
 # Modules of the two launchers that are torch programs themselves.
 TORCH_ALLOWED = ("mmrun.launch.vectorized",)
 # Groups whose options nobody else may know, and their packages.

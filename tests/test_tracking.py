@@ -1,6 +1,7 @@
 """W&B: the mode is decided without asking anybody, and a real offline run holds what it should."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,8 +11,7 @@ import pytest
 
 from mmrun import tracking
 from mmrun.errors import UserError
-
-KEY = "0123456789" * 4
+from tests.fake_wandb import GONE, HANG, KEY, FakeWandb
 
 
 @pytest.fixture(autouse=True)
@@ -104,9 +104,27 @@ def test_ids_are_random_and_none_costs_nothing(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_what_json_has_no_number_for_is_sent_as_the_words_that_w_and_b_reads():
+    given = {
+        "a": math.inf,
+        "b": [-math.inf, {"c": math.nan}],
+        "d": (1, 2.5, None, True, "x"),
+        3: {},
+    }
+    sent = {
+        "a": "Infinity",
+        "b": ["-Infinity", {"c": "NaN"}],
+        "d": [1, 2.5, None, True, "x"],
+        "3": {},
+    }
+    assert tracking.sendable(given) == sent
+    assert json.loads(json.dumps(sent, allow_nan=False)) == sent
+
+
 def test_finish_survives_a_server_that_is_gone(capsys):
     class Broken:
         id = "x"
+        offline = True
 
         def finish(self, exit_code):
             raise BrokenPipeError(f"{exit_code} gone\nmore")
@@ -115,11 +133,13 @@ def test_finish_survives_a_server_that_is_gone(capsys):
     assert capsys.readouterr().err == "W&B: could not finish the run (1 gone)\n"
 
 
-def python(code: str, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, tmp_path: Path, *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """A process of its own: wandb starts a server and keeps state for as long as one lives."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | variables
     return subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")],
+        [sys.executable, "-c", code, str(tmp_path / "run"), *words],
         env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -167,32 +187,58 @@ def test_a_real_offline_run_can_be_read_back(tmp_path):
 
 
 UNREACHABLE = """
-import sys
+import sys, time
 from pathlib import Path
 from mmrun import tracking
 assert tracking.mode("wandb") == ("online", "")
+began = time.monotonic()
 for id in ("abc", "xyz"):
     run = tracking.start("online", id=id, name="n", directory=Path(sys.argv[1]), config={},
-                         init_timeout_s=1)
+                         timeout_s=float(sys.argv[2]))
     assert tracking.describe(run, "online") == {"id": id, "url": None, "mode": "offline"}, run
     run.log({"a": 1})
     tracking.finish(run)
+print(time.monotonic() - began)
 """
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"), [(KEY, "abc"), ("short", "40+ characters")], ids=["dead server", "bad key"]
-)
-def test_no_way_to_the_server_falls_back_once(tmp_path, key, reason):
-    done = python(UNREACHABLE, tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=key)
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+def fall_back(
+    tmp_path: Path, how: int | str | None, key: str, timeout_s: float
+) -> tuple[str, float]:
+    """(what was said, seconds) of two runs for a server that fails in this way, or for a wrong key."""
+    with FakeWandb() as server:
+        server.ail(how)
+        wanted = server.environment | {"WANDB_API_KEY": key}
+        done = python(UNREACHABLE, tmp_path, str(timeout_s), **wanted)
+    (line,) = done.stderr.splitlines()  # once: the second run does not wait again
     assert line.startswith("W&B: offline (")
-    assert reason in line
+    assert line.endswith("; upload later with: mmrun wandb sync")
     for id in ("abc", "xyz"):
-        assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{id}"))
+        (path,) = (tmp_path / "run" / "wandb").glob(f"*run-*-{id}")  # and nothing of the attempt
+        assert path.name.startswith("offline-run-")
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+    return line, float(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("how", "key", "reason"),
+    [(GONE, KEY, "deadline"), (HANG, KEY, "deadline"), (403, KEY, "403"), (None, "short", "40+")],
+    ids=["dead", "hanging", "refusing", "bad key"],
+)
+def test_no_way_to_the_server_falls_back_once(
+    tmp_path: Path, how: int | str | None, key: str, reason: str
+):
+    line, _ = fall_back(tmp_path, how, key, 1)
+    assert reason in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [GONE, HANG, 500])
+def test_a_dead_server_costs_at_most_20_seconds(tmp_path: Path, how: int | str):
+    """Most of them are a timeout, so that a busy machine changes little."""
+    _, seconds = fall_back(tmp_path, how, KEY, tracking.TIMEOUT_S)
+    assert seconds < 20
 
 
 LIGHTNING = """
