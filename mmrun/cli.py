@@ -159,6 +159,7 @@ def _train(words: list[str]) -> int:
 def _sweep(sweep: Sweep, *, dry: bool) -> int:
     if dry:
         return _dry_run(sweep)
+    from mmrun import tracking
     from mmrun.launch import loop
     from mmrun.launch.executor import make_executor
     from mmrun.trust import targets
@@ -168,6 +169,11 @@ def _sweep(sweep: Sweep, *, dry: bool) -> int:
     config = sweep.points[0].config
     trust = set[str]().union(*(targets(point.config) for point in sweep.points))
     executor = make_executor(config["launcher"], trust)
+    _, line = tracking.mode(
+        config["logger"]["mode"]
+    )  # said once; no key where one is needed ends it here
+    if line:
+        print(line)
     return _closing(loop.drive(sweep, Path(config["outputs"]), executor, trust=trust))
 
 

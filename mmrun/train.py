@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,7 @@ class _Training:
                 *options.get("tags", []),
                 *(choices[group] for group in ("clip", "fusion", "dataset") if group in choices),
             ],
-            say=self._say,
+            say=partial(self._say, aloud=True),  # that a server is lost is told also in a sweep
         )
         self.run.update(wandb=tracking.describe(self.wandb, self.logger_mode))
 
@@ -376,9 +377,9 @@ class _Training:
     def _loggers(self) -> list[Logger]:
         return [] if self.wandb is None else [_Forgiving(experiment=self.wandb)]
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, *, aloud: bool = False) -> None:
         if self.first:
-            if not self.brief:
+            if aloud or not self.brief:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             logging.getLogger("mmrun").info("%s", line)
 
