@@ -3,7 +3,7 @@
 Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run directory -> ``train`` -> record. Floors, high to low;
 imports point down, or stay inside a package:
 
-    cli | launch, compare, doctor | compose, point | train, ranks | evaluate, closing | build | trainer, module, callbacks
+    cli | launch, compare, doctor | compose, point | train, ranks, torchrun | evaluate, closing | build | trainer, module, callbacks
     | model, gradients, loader | encoders, fusion, objectives, clip, balance, missing, datasets
     | batch, tracking, schedules, checkpoint, signature, sources | runs, settings | spec, errors, options, exits, signals, logfile
 

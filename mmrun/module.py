@@ -197,8 +197,6 @@ class MultimodalModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Metrics over the whole split, equal on every rank."""
         self.validation = self._scores(gather=True)
-        metrics = self.validation.metrics
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
 
     @torch.inference_mode()
     def score(self, batches: Iterable[Batch], limit: int, *, gather: bool = False) -> Scores:

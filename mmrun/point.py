@@ -15,6 +15,7 @@ from typing import Any
 from mmrun.errors import UserError
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
+from mmrun.signals import end_with_parent
 
 EXIT_INTERRUPTED = {"interrupt": 130, "terminate": 143}
 
@@ -68,10 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     from mmrun.exits import guarded
 
+    if rank_and_world() is not None:
+        end_with_parent()
     return guarded(lambda: _code(run(given.directory, resume=given.resume, trust=given.trust)))
 
 
 def _code(record: Mapping[str, Any]) -> int:
+    """How the run ended; a rank that writes no record and comes back has ended well."""
+    rank, _ = rank_and_world() or (0, 1)
+    if rank > 0:
+        return 0
     return EXIT_INTERRUPTED.get(record["stopped_by"], int(record["status"] != "finished"))
 
 

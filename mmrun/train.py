@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -32,7 +31,7 @@ from mmrun.callbacks.stops import Stops
 from mmrun.checkpoint import load_weights, read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
-from mmrun.exits import program
+from mmrun.exits import continuing, shown
 from mmrun.logfile import log_file
 from mmrun.module import MultimodalModule, Scores
 from mmrun.ranks import launch_ranks, rank_and_world
@@ -153,21 +152,20 @@ class _Training:
                 self._end("killed", stopped_by=STOPPED_BY.get(signal_.signum, "signal"))
                 self._finish_tracking(128 + signal_.signum)
                 if self.first and self.paths.last.exists():
-                    again = shlex.quote(_relative(self.run.directory))
-                    signal_.add_note(f"continue it: {program()} resume {again}")
+                    signal_.add_note(continuing(self.run.directory))
                 raise
             except BaseException as error:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
                 self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
                 self._finish_tracking(1)
                 if self.first:
-                    error.add_note(f"the run and its log: {_relative(self.paths.log)}")
+                    error.add_note(f"the run and its log: {shown(self.paths.log)}")
                 raise
 
     # Chapters
 
     def _fit_and_score(self) -> dict[str, Any]:
-        self._say(f"run      {_relative(self.run.directory)}")
+        self._say(f"run      {shown(self.run.directory)}")
         self._start_tracking()
         start = self._prepare_files()
         recorder, callbacks = self._callbacks()
@@ -388,8 +386,8 @@ class _Forgiving(WandbLogger):
 class _OwnSignals(Callback):
     """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        take_signals()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        take_signals()  # Lightning places its own after ``on_fit_start``
 
 
 def _check_target(built: Built) -> None:
@@ -431,13 +429,6 @@ def _mixed(seed: int, rank: int) -> int:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _relative(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def main_exit_code(record: Mapping[str, Any]) -> int:
