@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,10 @@ from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
 
 OWN_PACKAGES = ("mmrun", "torch.optim")
+GROUPS = (
+    *("dataset", "encoder", "fusion", "objective", "optimizer", "schedule", "clip", "balance"),
+    *("missing", "model", "trainer", "logger"),
+)
 MOST = 2**63 - 1
 MOST_THREADS = 1024  # torch dies of a million
 
@@ -87,6 +91,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         UserError: for anything in the config or the data that the user can mend.
     """
     check_targets(config, trust)
+    check_whole(config)
     check_numbers(config)
     seed, data_seed = _whole(config, "seed", 0), _whole(config, "data_seed", 0)
     torch.set_num_threads(_whole(config, "threads", 1, MOST_THREADS))
@@ -97,11 +102,14 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     dims = {name: each.dim for name, each in parts.items()}
     fused = fusion(config["fusion"], dims)
     goal = objective(config["objective"], data.spec, dims, fused.dim)
-    model = multimodal(config["model"], parts, missing(config["missing"]), fused, goal, data_seed)
+    model = multimodal(
+        config["model"], parts, missing(config["missing"], data.spec), fused, goal, data_seed
+    )
     law = clip(config["clip"])
     sharing = balance(config["balance"])
     scopes = scopes_of(model, goal)
     size = batch_size(config["dataset"], data.spec)
+    training.check_batches({split: -(-n // size) for split, n in data.spec.sizes.items()})
     module = MultimodalModule(
         model,
         goal,
@@ -119,6 +127,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     )
     built = Built(module, data, training, size, data_seed)
     _try_forward(built)
+    if training.precision == "64-true":
+        module.double()  # before anything is loaded: a float32 module would round it
     return built
 
 
@@ -142,6 +152,20 @@ def check_targets(config: Any, trust: Collection[str], where: str = "") -> None:
             )
     for key, value in config.items():
         check_targets(value, trust, f"{where}.{key}" if where else str(key))
+
+
+def check_whole(config: Mapping[str, Any]) -> None:
+    """Raise UserError unless a config has every group: that of a run directory may have been written by anybody."""
+    for group in GROUPS:
+        if not isinstance(config.get(group), Mapping):
+            raise UserError(
+                f"the config has no {group}",
+                given=f"{group}: {config.get(group)}",
+                remedy="Is its run.json damaged?",
+            )
+    for key in ("seed", "data_seed", "threads"):
+        if key not in config:
+            raise UserError(f"the config has no {key}", remedy="Is its run.json damaged?")
 
 
 def targets(config: Any) -> set[str]:
@@ -238,6 +262,9 @@ def _check_finite(node: Mapping[str, Any], where: str) -> None:
 def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
     """The trainer group, checked."""
     check(TrainerOptions, node, "trainer")
+    for field in fields(TrainerOptions):
+        if field.name not in node:
+            raise UserError(f"the config has no trainer.{field.name}")
     return TrainerOptions(**node)
 
 
@@ -320,9 +347,17 @@ def objective(
     return constructor(spec, dims, fused_dim)
 
 
-def missing(node: Mapping[str, Any]) -> Missing:
+def missing(node: Mapping[str, Any], spec: DatasetSpec) -> Missing:
     """What takes modalities away and fills the gaps."""
-    return make(node, "missing", Missing)()
+    made: Missing = make(node, "missing", Missing)()
+    for name in ("train_rate", "test_rate"):
+        if len(spec.modalities) == 1 and getattr(made, name) > 0:
+            raise UserError(
+                f"missing.{name} takes nothing from a single modality: a sample keeps one",
+                given=getattr(made, name),
+                remedy="Use more modalities, or leave it at 0.",
+            )
+    return made
 
 
 def balance(node: Mapping[str, Any]) -> Balance:

@@ -277,7 +277,9 @@ def _uncollected() -> Generator[None]:
 
 
 def _outputs() -> Path:
-    return Path(os.environ.get("MMRUN_OUTPUTS", "outputs"))
+    from mmrun.runs import outputs
+
+    return outputs()
 
 
 def _parse_trusting(

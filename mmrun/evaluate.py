@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrun.batch import Batch
-from mmrun.build import Built, build
+from mmrun.build import Built, build, check_whole
 from mmrun.checkpoint import load_weights
 from mmrun.errors import UserError, nearest
 from mmrun.runs import reader
@@ -45,9 +45,10 @@ def restore(
         UserError: it has no checkpoint, or one of another model.
     """
     config = changed(reader.point(directory).config, changes or {})
+    check_whole(config)
     # Where it was trained says nothing about where it is used.
     config["trainer"] |= {"accelerator": "auto", "devices": 1, "num_nodes": 1}
-    if config["trainer"]["precision"] == "16-mixed" and not torch.cuda.is_available():
+    if config["trainer"].get("precision") == "16-mixed" and not torch.cuda.is_available():
         config["trainer"]["precision"] = "32-true"
     threads = torch.get_num_threads()
     with torch.random.fork_rng(
@@ -64,8 +65,6 @@ def restore(
             remedy="Train it with trainer.checkpoint=best.",
         )
     load_weights(built.module, found)
-    if built.options.precision == "64-true":
-        built.module.double()
     built.module.to("cuda" if built.options.on_gpu else "cpu").eval()
     return built
 
@@ -139,11 +138,11 @@ def predict(
     arrays = _read_inputs(source, built)
     n = len(next(iter(arrays.values())))
     scores: list[Tensor] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), module.computing():
         for first in range(0, n, 256):
             batch = _batch(built, arrays, slice(first, min(first + 256, n)))
             prediction = module(batch.to(module.device)).prediction
-            scores.append(module.objective.scores(prediction).cpu())
+            scores.append(module.objective.scores(prediction.float()).cpu())
     table = torch.cat(scores).numpy()
     temporary = output.with_name(f".{output.name}")
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -28,13 +29,14 @@ from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
-from mmrun.checkpoint import load_weights, read_checkpoint
+from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
 from mmrun.exits import continuing, shown
 from mmrun.logfile import log_file
-from mmrun.module import MultimodalModule, Scores
+from mmrun.module import Scores
 from mmrun.ranks import launch_ranks, rank_and_world
+from mmrun.resuming import check_resumable
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths
 from mmrun.runs.table import read_columns, truncate
@@ -85,7 +87,7 @@ def train(
             )
         check(tracking.Options, config["logger"], "logger")
         if resume and directory is not None:
-            _check_checkpoint(built.module, Paths(directory))
+            check_resumable(built, Paths(directory), point.id)
         logger_mode, line = tracking.mode(config["logger"]["mode"])
         run = (
             create(point, Path(config["outputs"]))
@@ -97,7 +99,9 @@ def train(
         if built.options.distributed and rank_and_world() is None:
             record = launch_ranks(run.directory, built.options.devices, resume=resume, trust=trust)
         else:
-            training = _Training(run, config, built, logger_mode, line, resume=resume)
+            training = _Training(
+                run, config, built, logger_mode, line, resume=resume, created=directory is None
+            )
             record = training.run_to_the_end()
         return {**record, "directory": str(run.directory)}
 
@@ -114,8 +118,10 @@ class _Training:
         line: str,
         *,
         resume: bool,
+        created: bool,
     ) -> None:
         self.run = run
+        self.created = created
         self.paths = run.paths
         self.config = config
         self.built = built
@@ -131,16 +137,16 @@ class _Training:
         self.logger_line = line
         self.wandb: Any = None
         self.began = time.monotonic()
+        self.seconds_before = (run.record["seconds"] or 0.0) if resume else 0.0
 
     def run_to_the_end(self) -> dict[str, Any]:
         """Fit and close, whatever happens in between."""
         if self.first:
-            if not self.resume:
-                self.run.reset()
-            previous = self.run.record["wandb"]
-            self.run.start(
-                device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
-            )
+            try:
+                self._begin()
+            except OSError as error:  # a full disk, say
+                self._abandon(error)
+                raise
         with contextlib.ExitStack() as stack:
             # What the other ranks' libraries say, the first one's say too.
             stack.enter_context(log_file(self.paths.log if self.first else Path(os.devnull)))
@@ -161,6 +167,22 @@ class _Training:
                 if self.first:
                     error.add_note(f"the run and its log: {shown(self.paths.log)}")
                 raise
+
+    def _begin(self) -> None:
+        if not self.resume:
+            self.run.reset()
+        previous = self.run.record["wandb"]
+        self.run.start(
+            device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
+        )
+
+    def _abandon(self, error: OSError) -> None:
+        """Write down that it failed; where that fails too, nothing half-made is left."""
+        try:
+            self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+        except OSError:
+            if self.created:
+                shutil.rmtree(self.run.directory, ignore_errors=True)
 
     # Chapters
 
@@ -196,7 +218,7 @@ class _Training:
         checkpoints = next(each for each in callbacks if isinstance(each, Checkpoints))
         stopped_by = self._stopped_by(trainer, stops)
         last, best, train_best = score_checkpoints(self.built, self.paths, self.device)
-        stable = judge(self.module, self.paths, recorder.diverged_at)
+        stable = judge(self.module, recorder.history(), recorder.diverged_at)
         goal = self.module.objective
         steps = trainer.global_step
         self._end(
@@ -222,6 +244,7 @@ class _Training:
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
                 stable=stable,
+                counted=recorder.counted(),
             ),
             steps=steps,
             epochs=checkpoints.epochs,
@@ -273,6 +296,8 @@ class _Training:
             monitor=goal.monitor,
             higher=goal.higher_is_better.get(goal.monitor, False),
             validate=self._validate,
+            seconds=self._seconds,
+            id=self.run.id,
         )
         shown: list[Callback] = []
         if self.first and options.enable_progress_bar:
@@ -311,10 +336,12 @@ class _Training:
             self.paths.last.unlink(missing_ok=True)
 
     def _end(self, status: str, **keys: Any) -> None:
-        if not self.first:
-            return
-        seconds = (self.run.record["seconds"] or 0.0) if self.resume else 0.0
-        self.run.finish(status, seconds=seconds + time.monotonic() - self.began, **keys)
+        if self.first:
+            self.run.finish(status, seconds=self._seconds(), **keys)
+
+    def _seconds(self) -> float:
+        """Wall time of the run so far, earlier parts of it included."""
+        return self.seconds_before + time.monotonic() - self.began
 
     # W&B
 
@@ -392,10 +419,17 @@ class _OwnSignals(Callback):
 
 def _check_target(built: Built) -> None:
     known = built.module.objective.higher_is_better
-    for name in built.options.target:
+    for name, wanted in built.options.target.items():
         if name not in known and name != "loss":
             raise UserError(
                 "trainer.target names a validation metric", given=name, remedy=nearest(name, known)
+            )
+        low, high = built.module.objective.ranges.get(name, (-math.inf, math.inf))
+        if not (wanted <= high if known.get(name, False) else wanted >= low):
+            raise UserError(
+                "trainer.target is a value that the metric cannot reach",
+                given=f"{name}: {wanted}",
+                remedy=f"It is from {low:g} to {high:g}.",
             )
 
 
@@ -406,16 +440,6 @@ def _check_nodes(built: Built) -> None:
             given=f"trainer.num_nodes={built.options.num_nodes}",
             remedy="Set trainer.devices for more of them here.",
         )
-
-
-def _check_checkpoint(module: MultimodalModule, paths: Paths) -> None:
-    if not paths.last.exists():
-        raise UserError(
-            "there is no checkpoint to resume from",
-            given=paths.last,
-            remedy="Runs keep last.ckpt until they end, and after that with trainer.checkpoint=both.",
-        )
-    load_weights(module, paths.last)
 
 
 def _mode(higher_is_better: Mapping[str, bool], name: str) -> str:

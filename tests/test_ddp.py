@@ -55,6 +55,26 @@ def test_two_ranks_do_what_one_process_does(capfd: pytest.CaptureFixture[str]):
     assert not same(states[0], states[1]), "each rank has random numbers of its own"
 
 
+def test_half_a_gradient_of_every_rank_is_kept():
+    """A run against itself, gone on with from a checkpoint that lies between two micro-batches."""
+    words = [word for word in WORDS if "batch_size" not in word and "lr" not in word]
+    words += ["dataset.batch_size=40", "trainer.accumulate_grad_batches=2", "trainer=ddp"]
+    words += ["trainer.val_check_interval=3", "trainer.max_epochs=1", "missing.train_rate=0.3"]
+    words += ["optimizer.lr=30", "clip.threshold=9"]  # it gets worse, so that the first one is best
+    directory = fit(*words, directory=Path("run"))["directory"]
+    best = saved(directory, "best")
+    assert [best["global_step"], saved(directory)["global_step"]] == [1, 3]
+    halves = best["accumulated"]
+    assert len(halves) == 2
+    assert not same(halves[0]["gradients"], halves[1]["gradients"])
+    again = Path(shutil.copytree(directory, "again"))
+    shutil.copy(again / "checkpoints" / "best.ckpt", again / "checkpoints" / "last.ckpt")
+    assert cli.main(["resume", "again"]) == 0
+    for name in ("gradients.csv", "metrics.csv"):
+        assert table(again / name) == table(directory / name)
+    assert same(saved(again)["state_dict"], saved(directory)["state_dict"])
+
+
 def check_that_one_rank_wrote(directory: Path) -> None:
     """One row per step in both files, one line per epoch in the log, one of every file."""
     assert column(directory / "gradients.csv", "step").tolist() == [1, 2, 3, 4]

@@ -216,6 +216,24 @@ def test_folders_that_do_not_fit(
     assert said in str(raised.value)
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_another_precision_gives_the_scores_of_the_test(precision: str, tmp_path: Path):
+    """Computed and stored as in training: nothing is rounded on the way."""
+    record = fit(*SMALL, "trainer.max_epochs=2", f"trainer.precision={precision}")
+    directory = record["directory"]
+    assert evaluate(directory, {})[1] == record["test"]
+    batch = build(record["config"]).dataset.split("test").batch(torch.arange(64))
+    served = {name: values.numpy() for name, values in batch.inputs.items()}
+    predict(directory, inputs(tmp_path / "in", served), tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as new, np.load(directory / "predictions.npz") as old:
+        np.testing.assert_array_equal(new["scores"], old["best"][:64])
+    kept = torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, values in mmrun.load(directory).state_dict().items():
+        assert values.dtype == kept[name].dtype
+        assert torch.equal(values, kept[name]), name
+
+
 # Loading
 
 
@@ -232,6 +250,9 @@ def test_load_gives_the_best_weights_ready_for_use(
     monkeypatch.chdir(run["directory"].parents[1])
     by_name = mmrun.load("small")
     assert by_name.state_dict().keys() == module.state_dict().keys()
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MMRUN_OUTPUTS", str(run["directory"].parent))
+    assert mmrun.load("small").state_dict().keys() == module.state_dict().keys()
 
 
 @pytest.mark.trains

@@ -19,7 +19,7 @@ what the clipping did, and was the training stable; ``heartbeat`` is it alive; `
 and commit. Nothing here imports torch, Lightning or Hydra.
 """
 
-from mmrun.runs.finder import find, find_sweep
+from mmrun.runs.finder import find, find_sweep, outputs
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths, metrics_columns, point_directory
 from mmrun.runs.reader import list_runs, point, read, read_all
@@ -39,6 +39,7 @@ __all__ = [
     "freeze",
     "list_runs",
     "metrics_columns",
+    "outputs",
     "point",
     "point_directory",
     "read",
