@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,8 +170,9 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
         if not path.exists():
             continue
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:  # unlike numpy.load, this knows no other format
+                array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             remedy = "Write it with numpy.save, as plain numbers."
             raise UserError("this is no .npy file", given=path, remedy=remedy) from error
         if array.dtype.kind not in "fiub":
@@ -188,6 +190,15 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
                 given=f"{path}: {array.min()} to {array.max()}",
                 remedy=f"Ids are 0 (padding) to {spec.vocabulary - 1}.",
             )
+        if spec.kind == "text" and not (array == np.floor(array)).all():
+            raise UserError(
+                f"{name} has ids that are no whole numbers",
+                given=path,
+                remedy="Ids count the tokens of the vocabulary.",
+            )
+        # As a dataset reads them; it also makes big-endian and long numbers what torch knows.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.int64 if spec.kind == "text" else np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{name} has values that are not finite", given=path)
         arrays[name] = array.reshape(len(array), *spec.shape)

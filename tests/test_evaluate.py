@@ -168,6 +168,19 @@ def test_a_modality_without_a_file_is_missing(
     assert "9 predictions written to out.csv" in out
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("type_", [">f4", ">f8", "longdouble", "f2", ">i2", "u4"])
+def test_numbers_of_any_type_are_read(type_: str, runs: dict[str, dict[str, Any]], tmp_path: Path):
+    plain = {"left": np.arange(36).reshape(9, 4), "words": np.arange(54).reshape(9, 6) % 15}
+    other = {name: values.astype(type_) for name, values in plain.items()}
+    scores: list[np.ndarray] = []
+    for name, arrays in (("plain", plain), ("other", other)):
+        predict(runs["own"]["directory"], inputs(tmp_path / name, arrays), tmp_path / f"{name}.npz")
+        with np.load(tmp_path / f"{name}.npz") as file:
+            scores.append(file["scores"])
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
 WRONG = {
     "nothing": ({}, "no input in this folder"),
     "shape": ({"left": np.zeros((9, 5))}, "left has the wrong shape"),
@@ -176,6 +189,10 @@ WRONG = {
     "text": ({"left": np.array(["a", "b"])}, "inputs are numbers"),
     "objects": ({"left": np.array([{}, None])}, "no .npy file"),
     "not finite": ({"left": np.full((9, 4), np.nan)}, "not finite"),
+    "archive": ({}, "no .npy file"),
+    "torn archive": ({}, "no .npy file"),
+    "too large": ({"left": np.full((9, 4), 1e300)}, "not finite"),
+    "fractions of ids": ({"words": np.full((9, 6), 1.5)}, "ids that are no whole numbers"),
     "unknown id": ({"words": np.full((9, 6), 999)}, "ids that the model does not know"),
     "negative id": ({"words": np.full((9, 6), -1)}, "ids that the model does not know"),
     "lengths": (
@@ -187,10 +204,13 @@ WRONG = {
 
 @pytest.mark.trains
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.filterwarnings("ignore:.*allow_pickle.*")
 def test_inputs_that_do_not_fit(runs: dict[str, dict[str, Any]], case: str, tmp_path: Path):
     arrays, said = WRONG[case]
     source = inputs(tmp_path / "in", arrays)
+    if "archive" in case:
+        with (source / "left.npy").open("wb") as file:
+            np.savez(file, left=np.zeros((9, 4)))
+            file.truncate(60 if case.startswith("torn") else None)
     with pytest.raises(UserError) as raised:
         predict(runs["own"]["directory"], source, tmp_path / "out.csv")
     assert said in str(raised.value)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +494,18 @@ def test_limits_that_cannot_be_kept_make_nothing(word: str, capsys: pytest.Captu
     assert cli.main(["train", *SMALL, word]) == 2
     assert word.split("=")[0] in capsys.readouterr().err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [SMALL, ["dataset=linear", "logger=none"]], ids=["class", "value"]
+)
+def test_a_target_lies_in_what_its_metric_can_be(words: Sequence[str]):
+    record = fit(*words, "trainer=smoke")
+    goal = build(record["config"]).module.objective
+    assert set(goal.ranges) == {"loss", *goal.higher_is_better}
+    for name, (low, high) in goal.ranges.items():
+        assert low <= record["test"][f"test/{name}"] <= high, name
+        assert low == 0 or high == 1
 
 
 def test_a_rate_of_missing_modalities_where_there_is_one(capsys: pytest.CaptureFixture[str]):
