@@ -180,6 +180,7 @@ class _Training:
         """Write down that it failed; where that fails too, nothing half-made is left."""
         try:
             self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+            error.add_note(f"the run: {shown(self.run.directory)}")
         except OSError:
             if self.created:
                 shutil.rmtree(self.run.directory, ignore_errors=True)

@@ -71,7 +71,9 @@ def test_rows_are_thinned_by_record_every_and_means_are_not():
 def test_the_verdict_counts_every_step_whatever_is_recorded(every: int):
     words = [*WORDS[:-1], "clip=value_0.1"]
     dense, sparse = fit(*words), fit(*words, f"clip.record_every={every}")
-    assert 0 < dense["clip"]["fraction"] < 1
+    engaged = column(dense["directory"] / "gradients.csv", "clip/elements") > 0
+    assert dense["clip"]["fraction"] == pytest.approx(engaged.mean())
+    assert 0 < engaged.mean() < 1
     for key in ("fraction", "elements"):
         assert sparse["clip"][key] == pytest.approx(dense["clip"][key]), key
     for scope, block in dense["clip"]["scopes"].items():
