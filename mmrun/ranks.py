@@ -24,6 +24,8 @@ SHUTDOWN_S = 45
 SAYS = "mmrun: "
 ENDING = (SAYS, "MMRUN_TRACEBACK=1 ", "the run and its log: ", "continue it: ")
 NOT_A_REASON = ("mmrun: terminated\n", "mmrun: interrupted\n")
+# What gloo tells a rank when another one has died: that one knows better why.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
 
 
 def rank_and_world() -> tuple[int, int] | None:
@@ -105,10 +107,16 @@ def _check_ending(directory: Path, started: str | None, code: int, reason: str) 
         error = reason or f"the ranks ended with exit code {code}"
         ended = True
     else:
+        if record["status"] == "failed" and reason and _blames_a_peer(record["error"] or ""):
+            Run.open(directory).update(error=reason)
         return
     if ended:
         Run.open(directory).finish("failed", stopped_by="error", error=error)
     raise RuntimeError(error)
+
+
+def _blames_a_peer(error: str) -> bool:
+    return any(mark in error for mark in LOST_PEER)
 
 
 def _python_path() -> str:
@@ -145,7 +153,7 @@ class _Relay(threading.Thread):
 
     def _take(self, line: str) -> None:
         if line.startswith(ENDING):
-            if line in self._said or line in NOT_A_REASON:
+            if line in self._said or line in NOT_A_REASON or _blames_a_peer(line):
                 return
             self._said.add(line)
             if line.startswith(SAYS):

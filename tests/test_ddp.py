@@ -81,6 +81,8 @@ def check_that_one_rank_wrote(directory: Path) -> None:
     steps = column(directory / "metrics.csv", "step").tolist()
     assert steps == sorted(set(steps))
     log = (directory / "train.log").read_text()
+    assert "Tip:" not in log
+    assert "Warning" not in log
     assert log.count(" epoch   1 ") == log.count(" epoch   4 ") == 1
     assert sorted(path.name for path in directory.iterdir() if path.name != "code.diff") == [
         ".hydra", "checkpoints", "gradients.csv", "metrics.csv", "predictions.npz", "run.json", "train.log",
@@ -168,8 +170,16 @@ def test_what_the_first_rank_wrote_stands(status: str):
     assert record_of(run.directory) == run.record
 
 
+def test_the_rank_that_died_says_why_the_run_failed():
+    run = frozen()
+    run.start()
+    run.finish("failed", stopped_by="error", error="RuntimeError: Connection closed by peer [::1]")
+    ranks._check_ending(run.directory, None, 1, "MemoryError: too small")
+    assert record_of(run.directory)["error"] == "MemoryError: too small"
+
+
 def test_what_every_rank_says_is_passed_on_once(capsys: pytest.CaptureFixture[str]):
-    said = "mmrun: terminated\nmmrun: ValueError: boom\na warning\nmmrun: ValueError: boom\na warning\n"
+    said = "mmrun: RuntimeError: Connection closed by peer\nmmrun: terminated\nmmrun: ValueError: boom\na warning\nmmrun: ValueError: boom\na warning\n"
     with subprocess.Popen(["sh", "-c", f"printf '{said}' >&2"], stderr=subprocess.PIPE) as child:
         assert child.stderr is not None
         relay = ranks._Relay()
