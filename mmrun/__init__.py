@@ -3,8 +3,8 @@
 Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run directory -> ``train`` -> record. Floors, high to low;
 imports point down, or stay inside a package:
 
-    cli | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks | evaluate, closing | build
-    | trainer, module, callbacks, isolation | model, gradients, loader
+    cli | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks, torchrun
+    | evaluate, closing, resuming | build | trainer, module, callbacks, isolation | model, gradients, loader
     | encoders, fusion, objectives, clip, balance, missing, datasets | batch, tracking, schedules, checkpoint, signature, sources
     | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile
 
@@ -33,13 +33,13 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def load(
-    run: str | Path, *, outputs: str | Path = "outputs", trust: Collection[str] = ()
+    run: str | Path, *, outputs: str | Path | None = None, trust: Collection[str] = ()
 ) -> MultimodalModule:
     """The trained model of a run, with its best weights, in evaluation mode.
 
     Args:
         run: a path, a name or unique id prefix below ``outputs``, or ``last``.
-        outputs: the root of all runs.
+        outputs: the root of all runs; by default MMRUN_OUTPUTS, else ``outputs``.
         trust: packages beside mmrun and torch.optim that the run's config may name.
 
     Raises:
@@ -48,4 +48,5 @@ def load(
     from mmrun import runs
     from mmrun.evaluate import restore
 
-    return restore(runs.find(str(run), Path(outputs)), trust=trust).module
+    root = runs.outputs() if outputs is None else Path(outputs)
+    return restore(runs.find(str(run), root), trust=trust).module

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -36,10 +36,9 @@ from mmrun.options import ENCODER, options
 from mmrun.signature import check
 from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
-from mmrun.trust import OWN_PACKAGES, check_targets
+from mmrun.trust import MOST, OWN_PACKAGES, check_numbers, check_targets, check_whole
 from mmrun.user_code import why_not_imported
 
-MOST = 2**63 - 1
 MOST_THREADS = 1024  # torch dies of a million
 
 
@@ -88,6 +87,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         UserError: for anything in the config or the data that the user can mend.
     """
     check_targets(config, trust)
+    check_whole(config)
     check_numbers(config)
     seed, data_seed = _whole(config, "seed", 0), _whole(config, "data_seed", 0)
     torch.set_num_threads(_whole(config, "threads", 1, MOST_THREADS))
@@ -98,11 +98,14 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     dims = {name: each.dim for name, each in parts.items()}
     fused = fusion(config["fusion"], dims)
     goal = objective(config["objective"], data.spec, dims, fused.dim)
-    model = multimodal(config["model"], parts, missing(config["missing"]), fused, goal, data_seed)
+    model = multimodal(
+        config["model"], parts, missing(config["missing"], data.spec), fused, goal, data_seed
+    )
     law = clip(config["clip"])
     sharing = balance(config["balance"])
     scopes = scopes_of(model, goal)
     size = batch_size(config["dataset"], data.spec)
+    training.check_batches({split: -(-n // size) for split, n in data.spec.sizes.items()})
     module = MultimodalModule(
         model,
         goal,
@@ -120,6 +123,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     )
     built = Built(module, data, training, size, data_seed)
     _try_forward(built)
+    if training.precision == "64-true":
+        module.double()  # before anything is loaded: a float32 module would round it
     return built
 
 
@@ -184,20 +189,6 @@ def _whole(config: Mapping[str, Any], key: str, least: int, most: int = MOST) ->
     return value
 
 
-def check_numbers(config: Any, where: str = "") -> None:
-    """Raise UserError for a number that no setting can have: NaN, or an integer beyond 64 bits."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            check_numbers(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(config, list):
-        for value in config:
-            check_numbers(value, where)
-    elif isinstance(config, float) and math.isnan(config):
-        raise UserError(f"{where} is not a number", given=config, remedy="Give one.")
-    elif isinstance(config, int) and not -MOST <= config <= MOST:
-        raise UserError(f"{where} is too large", given=config, remedy="Give less than 2^63.")
-
-
 def _check_finite(node: Mapping[str, Any], where: str) -> None:
     for key, value in node.items():
         if isinstance(value, float) and math.isinf(value):
@@ -207,6 +198,9 @@ def _check_finite(node: Mapping[str, Any], where: str) -> None:
 def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
     """The trainer group, checked."""
     check(TrainerOptions, node, "trainer")
+    for field in fields(TrainerOptions):
+        if field.name not in node:
+            raise UserError(f"the config has no trainer.{field.name}")
     return TrainerOptions(**node)
 
 
@@ -295,9 +289,17 @@ def objective(
     return constructor(spec, dims, fused_dim)
 
 
-def missing(node: Mapping[str, Any]) -> Missing:
+def missing(node: Mapping[str, Any], spec: DatasetSpec) -> Missing:
     """What takes modalities away and fills the gaps."""
-    return make(node, "missing", Missing)()
+    made: Missing = make(node, "missing", Missing)()
+    for name in ("train_rate", "test_rate"):
+        if len(spec.modalities) == 1 and getattr(made, name) > 0:
+            raise UserError(
+                f"missing.{name} takes nothing from a single modality: a sample keeps one",
+                given=getattr(made, name),
+                remedy="Use more modalities, or leave it at 0.",
+            )
+    return made
 
 
 def balance(node: Mapping[str, Any]) -> Balance:

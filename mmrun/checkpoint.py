@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except Exception as error:  # unpickling what is no checkpoint may raise anything
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise UserError("this is no checkpoint", given=path, remedy=reason) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError("this is no checkpoint", given=path, remedy="It holds no weights.")
@@ -37,7 +36,7 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     try:
         module.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             "this checkpoint is of another model", given=path, remedy=reason[:300]

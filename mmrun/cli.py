@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mmrun import __version__
 from mmrun.errors import UserError, nearest
-from mmrun.exits import guarded, program
+from mmrun.exits import guarded, program, shown
 
 if TYPE_CHECKING:
     from mmrun.launch.loop import Outcome
@@ -190,7 +190,7 @@ def _closing(outcome: Outcome) -> int:
 
     for line in report.closing(outcome.records, outcome.refused):
         print(line)
-    where = report.relative(outcome.directory)
+    where = shown(outcome.directory)
     print(f"{'sweep':8} {where}\n")
     from mmrun.compare import table
 
@@ -452,7 +452,9 @@ def _uncollected() -> Generator[None]:
 
 
 def _outputs() -> Path:
-    return Path(os.environ.get("MMRUN_OUTPUTS", "outputs"))
+    from mmrun.runs import outputs
+
+    return outputs()
 
 
 def _parse_trusting(

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from mmrun.build import Built
-from mmrun.callbacks.recorder import LOSS
+from mmrun.callbacks.recorder import Array
 from mmrun.checkpoint import read_checkpoint
 from mmrun.datasets import SplitName
 from mmrun.module import MultimodalModule, Scores
 from mmrun.runs.layout import Paths
-from mmrun.runs.table import read_series
 from mmrun.runs.verdict import Stability, stability
 from mmrun.trainer import limited
 
@@ -40,8 +39,8 @@ def score_checkpoints(
     return last, best, score("train")
 
 
-def judge(module: MultimodalModule, paths: Paths, diverged_at: int | None) -> Stability:
-    """How stable a training was, by its recorded losses and its last validation."""
+def judge(module: MultimodalModule, losses: Array, diverged_at: int | None) -> Stability:
+    """How stable a training was, by the losses of all its steps [T] and its last validation."""
     if diverged_at is not None:
         return Stability("diverged", diverged_at)
     goal, validation = module.objective, module.validation
@@ -51,8 +50,7 @@ def judge(module: MultimodalModule, paths: Paths, diverged_at: int | None) -> St
         value = validation.metrics[goal.primary]
         higher = goal.higher_is_better[goal.primary]
         at_chance = value <= chance + margin if higher else value >= chance - margin
-    steps, losses = read_series(paths.gradients, LOSS)
-    return stability(losses, steps, at_chance=at_chance)
+    return stability(losses, np.arange(1, len(losses) + 1), at_chance=at_chance)
 
 
 def _write_predictions(built: Built, best: Scores, last: Scores, path: Path) -> None:

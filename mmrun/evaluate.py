@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmrun.batch import Batch
-from mmrun.build import Built, build
+from mmrun.build import Built, build, check_whole
 from mmrun.checkpoint import load_weights
 from mmrun.errors import UserError, nearest
 from mmrun.runs import reader
@@ -45,9 +46,10 @@ def restore(
         UserError: it has no checkpoint, or one of another model.
     """
     config = changed(reader.point(directory).config, changes or {})
+    check_whole(config)
     # Where it was trained says nothing about where it is used.
     config["trainer"] |= {"accelerator": "auto", "devices": 1, "num_nodes": 1}
-    if config["trainer"]["precision"] == "16-mixed" and not torch.cuda.is_available():
+    if config["trainer"].get("precision") == "16-mixed" and not torch.cuda.is_available():
         config["trainer"]["precision"] = "32-true"
     threads = torch.get_num_threads()
     with torch.random.fork_rng(
@@ -64,8 +66,6 @@ def restore(
             remedy="Train it with trainer.checkpoint=best.",
         )
     load_weights(built.module, found)
-    if built.options.precision == "64-true":
-        built.module.double()
     built.module.to("cuda" if built.options.on_gpu else "cpu").eval()
     return built
 
@@ -139,11 +139,11 @@ def predict(
     arrays = _read_inputs(source, built)
     n = len(next(iter(arrays.values())))
     scores: list[Tensor] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), module.computing():
         for first in range(0, n, 256):
             batch = _batch(built, arrays, slice(first, min(first + 256, n)))
             prediction = module(batch.to(module.device)).prediction
-            scores.append(module.objective.scores(prediction).cpu())
+            scores.append(module.objective.scores(prediction.float()).cpu())
     table = torch.cat(scores).numpy()
     temporary = output.with_name(f".{output.name}")
     try:
@@ -170,8 +170,9 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
         if not path.exists():
             continue
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:  # unlike numpy.load, this knows no other format
+                array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             remedy = "Write it with numpy.save, as plain numbers."
             raise UserError("this is no .npy file", given=path, remedy=remedy) from error
         if array.dtype.kind not in "fiub":
@@ -189,6 +190,15 @@ def _read_inputs(source: Path, built: Built) -> dict[str, np.ndarray]:
                 given=f"{path}: {array.min()} to {array.max()}",
                 remedy=f"Ids are 0 (padding) to {spec.vocabulary - 1}.",
             )
+        if spec.kind == "text" and not (array == np.floor(array)).all():
+            raise UserError(
+                f"{name} has ids that are no whole numbers",
+                given=path,
+                remedy="Ids count the tokens of the vocabulary.",
+            )
+        # As a dataset reads them; it also makes big-endian and long numbers what torch knows.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.int64 if spec.kind == "text" else np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{name} has values that are not finite", given=path)
         arrays[name] = array.reshape(len(array), *spec.shape)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mmrun.errors import UserError
 
@@ -16,6 +18,19 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 def program() -> str:
     """What to type for mmrun here: scripts/mmrun says so where mmrun itself is not on the path."""
     return os.environ.get("MMRUN_COMMAND") or "mmrun"
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def continuing(directory: Path) -> str:
+    """The sentence that says how an interrupted run goes on."""
+    return f"continue it: {program()} resume {shlex.quote(shown(directory))}"
 
 
 def guarded(command: Callable[[], int]) -> int:

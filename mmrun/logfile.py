@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("pytorch_lightning", "lightning.pytorch")
+LIBRARIES = ("pytorch_lightning", "lightning_fabric")
 
 
 @contextlib.contextmanager
@@ -22,9 +22,12 @@ def log_file(path: Path) -> Iterator[None]:
     kept = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
     for each in loggers:
         each.handlers, each.propagate = [handler], False
+        each.setLevel(logging.WARNING)  # what libraries advertise is no part of a run
     own.setLevel(logging.INFO)
 
     def warned(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+        if issubclass(category, FutureWarning):
+            return  # what a library says to another about its next version
         own.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
 
     show = warnings.showwarning

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -197,8 +197,6 @@ class MultimodalModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Metrics over the whole split, equal on every rank."""
         self.validation = self._scores(gather=True)
-        metrics = self.validation.metrics
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
 
     @torch.inference_mode()
     def score(self, batches: Iterable[Batch], limit: int, *, gather: bool = False) -> Scores:
@@ -206,11 +204,15 @@ class MultimodalModule(LightningModule):
         was_training = self.training
         self.eval()
         self._collected = []
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self.computing():
             for batch in islice(batches, limit):
                 self._collect(_cast(batch.to(self.device), self.dtype_of_weights))
         self.train(was_training)
         return self._scores(gather)
+
+    def computing(self) -> torch.autocast:
+        """The context in which the model computes outside of a fit, as it does in one."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     @property
     def dtype_of_weights(self) -> torch.dtype:
@@ -246,23 +248,20 @@ class MultimodalModule(LightningModule):
     # Checkpoints: the clip's state lies apart from the weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state of the clip law and every rank's random state."""
+        """Adds the state of the clip law, and every rank's random state and half gradients."""
         checkpoint["clip"] = self.pipeline.state_dict()
-        state: dict[str, Any] = {"torch": torch.get_rng_state()}
+        random: dict[str, Any] = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        states: list[Any] = [state]
-        if dist.is_initialized():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, state)
-        checkpoint["rng"] = states
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["rng"] = _of_all_ranks(random)
         # A validation may fall between two micro-batches of one step: half a gradient is state too.
         pending = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
-        checkpoint["accumulated"] = {
-            "losses": list(self.micro_losses),
-            "gradients": pending if self.micro_losses else {},
-            "per_loss": self._per_loss,
+        accumulated = {
+            "losses": [loss.cpu() for loss in self.micro_losses],
+            "gradients": _on(torch.device("cpu"), pending) if self.micro_losses else {},
+            "per_loss": {k: _on(torch.device("cpu"), kept) for k, kept in self._per_loss.items()},
         }
+        checkpoint["accumulated"] = _of_all_ranks(accumulated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the clip law; random state and half gradients wait for ``on_train_start``."""
@@ -274,14 +273,21 @@ class MultimodalModule(LightningModule):
         restored = self.__dict__.pop("_restored", None)
         if restored is None:
             return
-        accumulated = restored["accumulated"]
-        self.micro_losses = [loss.to(self.device) for loss in accumulated["losses"]]
+        ranks = restored["accumulated"]
+        if len(ranks) == self.trainer.world_size:
+            ranks = [ranks[self.global_rank]]
+        # On another number of ranks each takes their mean: what will be averaged is the same then.
+        self.micro_losses = [_mean(each).to(self.device) for each in _across(ranks, "losses")]
         named = dict(self.named_parameters())
-        for name, gradient in accumulated["gradients"].items():
+        for name in ranks[0]["gradients"]:
+            gradient = _mean([rank["gradients"][name] for rank in ranks])
             named[name].grad = gradient.to(self.device)
         self._per_loss = {
-            loss: {name: gradient.to(self.device) for name, gradient in gradients.items()}
-            for loss, gradients in accumulated["per_loss"].items()
+            loss: {
+                name: _mean([rank["per_loss"][loss][name] for rank in ranks]).to(self.device)
+                for name in gradients
+            }
+            for loss, gradients in ranks[0]["per_loss"].items()
         }
         if len(restored["rng"]) != self.trainer.world_size:
             return
@@ -289,6 +295,29 @@ class MultimodalModule(LightningModule):
         torch.set_rng_state(state["torch"].cpu())
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+
+def _of_all_ranks(state: Any) -> list[Any]:
+    """The state of every rank, on every rank."""
+    states = [state]
+    if dist.is_initialized():
+        states = [None] * dist.get_world_size()
+        dist.all_gather_object(states, state)
+    return states
+
+
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _across(ranks: list[Any], key: str) -> Iterable[tuple[Tensor, ...]]:
+    """The k-th entries of all ranks, together."""
+    return zip(*(rank[key] for rank in ranks), strict=True)
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    """Of one, itself: its bits are kept."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
 
 
 def _cast(batch: Batch, dtype: torch.dtype) -> Batch:

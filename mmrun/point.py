@@ -16,6 +16,7 @@ from mmrun.errors import UserError
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
+from mmrun.signals import end_with_parent
 
 EXIT_INTERRUPTED = {"interrupt": 130, "terminate": 143}
 
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     from mmrun.user_code import add_folders
 
     add_folders(given.path)
+    if rank_and_world() is not None:
+        end_with_parent()
 
     def command() -> int:
         options = {"resume": given.resume, "trust": given.trust, "brief": given.brief}

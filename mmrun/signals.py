@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM as one exception, raised wherever the main thread is."""
+"""SIGINT and SIGTERM as one exception, raised wherever the main thread is; and the signal that a dying parent leaves."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -41,6 +43,21 @@ def take_signals() -> None:
     with contextlib.suppress(ValueError):
         for signum in STOPPED_BY:
             signal.signal(signum, _raise)
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Have SIGTERM sent to this process when the one that started it is gone, even by SIGKILL. Linux alone can do it.
+
+    Args:
+        parent: its pid; where it is gone already, the signal comes now.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _raise(signum: int, _frame: FrameType | None) -> None:

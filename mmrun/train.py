@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -30,14 +30,15 @@ from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
-from mmrun.checkpoint import load_weights, read_checkpoint
+from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
-from mmrun.exits import program
+from mmrun.exits import continuing, shown
 from mmrun.isolation import isolated
 from mmrun.logfile import log_file
-from mmrun.module import MultimodalModule, Scores
+from mmrun.module import Scores
 from mmrun.ranks import launch_ranks, rank_and_world
+from mmrun.resuming import check_resumable
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths
 from mmrun.runs.table import read_columns, truncate
@@ -92,7 +93,7 @@ def train(
             )
         check(tracking.Options, config["logger"], "logger")
         if resume and directory is not None:
-            _check_checkpoint(built.module, Paths(directory))
+            check_resumable(built, Paths(directory), point.id)
         logger_mode, line = tracking.mode(config["logger"]["mode"])
         run = (
             create(point, Path(config["outputs"]))
@@ -106,7 +107,16 @@ def train(
                 run.directory, built.options.devices, resume=resume, trust=trust, brief=brief
             )
         else:
-            training = _Training(run, config, built, logger_mode, line, resume=resume, brief=brief)
+            training = _Training(
+                run,
+                config,
+                built,
+                logger_mode,
+                line,
+                resume=resume,
+                created=directory is None,
+                brief=brief,
+            )
             record = training.run_to_the_end()
         return {**record, "directory": str(run.directory)}
 
@@ -123,9 +133,11 @@ class _Training:
         line: str,
         *,
         resume: bool,
+        created: bool,
         brief: bool,
     ) -> None:
         self.run = run
+        self.created = created
         self.paths = run.paths
         self.config = config
         self.built = built
@@ -142,16 +154,16 @@ class _Training:
         self.logger_line = line
         self.wandb: Any = None
         self.began = time.monotonic()
+        self.seconds_before = (run.record["seconds"] or 0.0) if resume else 0.0
 
     def run_to_the_end(self) -> dict[str, Any]:
         """Fit and close, whatever happens in between."""
         if self.first:
-            if not self.resume:
-                self.run.reset()
-            previous = self.run.record["wandb"]
-            self.run.start(
-                device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
-            )
+            try:
+                self._begin()
+            except OSError as error:  # a full disk, say
+                self._abandon(error)
+                raise
         with contextlib.ExitStack() as stack:
             # What the other ranks' libraries say, the first one's say too.
             stack.enter_context(log_file(self.paths.log if self.first else Path(os.devnull)))
@@ -163,21 +175,37 @@ class _Training:
                 self._end("killed", stopped_by=STOPPED_BY.get(signal_.signum, "signal"))
                 self._finish_tracking(128 + signal_.signum)
                 if self.first and self.paths.last.exists():
-                    again = shlex.quote(_relative(self.run.directory))
-                    signal_.add_note(f"continue it: {program()} resume {again}")
+                    signal_.add_note(continuing(self.run.directory))
                 raise
             except BaseException as error:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
                 self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
                 self._finish_tracking(1)
                 if self.first:
-                    error.add_note(f"the run and its log: {_relative(self.paths.log)}")
+                    error.add_note(f"the run and its log: {shown(self.paths.log)}")
                 raise
+
+    def _begin(self) -> None:
+        if not self.resume:
+            self.run.reset()
+        previous = self.run.record["wandb"]
+        self.run.start(
+            device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
+        )
+
+    def _abandon(self, error: OSError) -> None:
+        """Write down that it failed; where that fails too, nothing half-made is left."""
+        try:
+            self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+            error.add_note(f"the run: {shown(self.run.directory)}")
+        except OSError:
+            if self.created:
+                shutil.rmtree(self.run.directory, ignore_errors=True)
 
     # Chapters
 
     def _fit_and_score(self) -> dict[str, Any]:
-        self._say(f"run      {_relative(self.run.directory)}")
+        self._say(f"run      {shown(self.run.directory)}")
         self._start_tracking()
         start = self._prepare_files()
         recorder, callbacks = self._callbacks()
@@ -208,7 +236,7 @@ class _Training:
         checkpoints = next(each for each in callbacks if isinstance(each, Checkpoints))
         stopped_by = self._stopped_by(trainer, stops)
         last, best, train_best = score_checkpoints(self.built, self.paths, self.device)
-        stable = judge(self.module, self.paths, recorder.diverged_at)
+        stable = judge(self.module, recorder.history(), recorder.diverged_at)
         goal = self.module.objective
         steps = trainer.global_step
         self._end(
@@ -234,6 +262,7 @@ class _Training:
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
                 stable=stable,
+                counted=recorder.counted(),
             ),
             steps=steps,
             epochs=checkpoints.epochs,
@@ -285,6 +314,8 @@ class _Training:
             monitor=goal.monitor,
             higher=goal.higher_is_better.get(goal.monitor, False),
             validate=self._validate,
+            seconds=self._seconds,
+            id=self.run.id,
         )
         shown: list[Callback] = []
         if self.first and options.enable_progress_bar:
@@ -330,10 +361,12 @@ class _Training:
             self.paths.last.unlink(missing_ok=True)
 
     def _end(self, status: str, **keys: Any) -> None:
-        if not self.first:
-            return
-        seconds = (self.run.record["seconds"] or 0.0) if self.resume else 0.0
-        self.run.finish(status, seconds=seconds + time.monotonic() - self.began, **keys)
+        if self.first:
+            self.run.finish(status, seconds=self._seconds(), **keys)
+
+    def _seconds(self) -> float:
+        """Wall time of the run so far, earlier parts of it included."""
+        return self.seconds_before + time.monotonic() - self.began
 
     # W&B
 
@@ -413,16 +446,23 @@ class _Forgiving(WandbLogger):
 class _OwnSignals(Callback):
     """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        take_signals()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        take_signals()  # Lightning places its own after ``on_fit_start``
 
 
 def _check_target(built: Built) -> None:
     known = built.module.objective.higher_is_better
-    for name in built.options.target:
+    for name, wanted in built.options.target.items():
         if name not in known and name != "loss":
             raise UserError(
                 "trainer.target names a validation metric", given=name, remedy=nearest(name, known)
+            )
+        low, high = built.module.objective.ranges.get(name, (-math.inf, math.inf))
+        if not (wanted <= high if known.get(name, False) else wanted >= low):
+            raise UserError(
+                "trainer.target is a value that the metric cannot reach",
+                given=f"{name}: {wanted}",
+                remedy=f"It is from {low:g} to {high:g}.",
             )
 
 
@@ -433,16 +473,6 @@ def _check_nodes(built: Built) -> None:
             given=f"trainer.num_nodes={built.options.num_nodes}",
             remedy="Set trainer.devices for more of them here.",
         )
-
-
-def _check_checkpoint(module: MultimodalModule, paths: Paths) -> None:
-    if not paths.last.exists():
-        raise UserError(
-            "there is no checkpoint to resume from",
-            given=paths.last,
-            remedy="Runs keep last.ckpt until they end, and after that with trainer.checkpoint=both.",
-        )
-    load_weights(module, paths.last)
 
 
 def _mode(higher_is_better: Mapping[str, bool], name: str) -> str:
@@ -456,13 +486,6 @@ def _mixed(seed: int, rank: int) -> int:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _relative(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def main_exit_code(record: Mapping[str, Any]) -> int:

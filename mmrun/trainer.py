@@ -59,12 +59,14 @@ class TrainerOptions:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise _wrong(name, getattr(self, name), "Give 1 or more.")
-        if self.max_epochs < 1 and self.max_steps < 1:
+        if self.max_epochs < 1 and (self.max_steps < 1 or self.max_epochs != -1):
             raise _wrong("max_epochs", self.max_epochs, "Give 1 or more, or set trainer.max_steps.")
         if self.max_steps < 1 and self.max_steps != -1:
             raise _wrong("max_steps", self.max_steps, "Give 1 or more; -1 is no limit.")
         if self.max_time is not None and DURATION.fullmatch(self.max_time) is None:
             raise _wrong("max_time", self.max_time, "Write DD:HH:MM:SS, e.g. '00:00:30:00'.")
+        if self.max_time is not None and not self.max_time.strip("0:"):
+            raise _wrong("max_time", self.max_time, "Give a time; null is no limit.")
         for name in (
             "val_check_interval",
             "limit_train_batches",
@@ -78,14 +80,33 @@ class TrainerOptions:
             value = getattr(self, name)
             if math.isnan(value) or value < 0:
                 raise _wrong(name, value, "Give 0 or more.")
-        if self.patience < 1:
-            raise _wrong("patience", self.patience, "Give 1 or more validations; .inf is off.")
+        if self.patience < 1 or (self.patience < math.inf and self.patience % 1):
+            raise _wrong(
+                "patience", self.patience, "Give a whole number of validations; .inf is off."
+            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise _wrong("accelerator", "gpu", "There is no CUDA device here; use trainer=default.")
         if self.on_gpu and self.devices > (here := torch.cuda.device_count()):
             raise _wrong("devices", self.devices, f"This machine has {here}.")
         if self.precision == "16-mixed" and not self.on_gpu:
             raise _wrong("precision", self.precision, "16-mixed needs a GPU; use bf16-mixed.")
+
+    def check_batches(self, batches: Mapping[str, int]) -> None:
+        """Raise UserError where a limit leaves no batch, or validation would never come.
+
+        Args:
+            batches: {split: batches in it}.
+        """
+        for split, n in batches.items():
+            name = f"limit_{split}_batches"
+            value = getattr(self, name)
+            if isinstance(value, float) and int(n * value) < 1:
+                remedy = f"Of {n} that is none: give {1 / n:.3g} or more, or a number of batches."
+                raise _wrong(name, value, remedy)
+        train = limited(self.limit_train_batches, batches["train"])
+        if isinstance(self.val_check_interval, int) and self.val_check_interval > train:
+            remedy = f"An epoch has {train} batches: give at most that."
+            raise _wrong("val_check_interval", self.val_check_interval, remedy)
 
     @property
     def on_gpu(self) -> bool:
@@ -101,8 +122,7 @@ class TrainerOptions:
 
     def total_steps(self, batches: int) -> int:
         """Optimizer steps that are planned, for schedules. batches: per epoch, of the whole set."""
-        limit = self.limit_train_batches
-        used = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+        used = limited(self.limit_train_batches, batches)
         per_epoch = math.ceil(used / self.accumulate_grad_batches)
         planned = per_epoch * self.max_epochs if self.max_epochs > 0 else self.max_steps
         return planned if self.max_steps < 1 else min(planned, self.max_steps)
@@ -124,7 +144,7 @@ _NOTHING = contextlib.nullcontext()
 
 
 def limited(limit: int | float, batches: int) -> int:
-    """How many of ``batches`` a share or a number of batches allows, as Lightning counts."""
+    """How many of ``batches`` a share or a number of batches allows, as Lightning counts; one at least."""
     return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
 

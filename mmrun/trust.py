@@ -1,13 +1,22 @@
-"""Which code may a config name? mmrun's own, torch's optimizers, and packages that the user has named. No torch."""
+"""May this config be built? It may come from anywhere: it names code that is trusted, it is whole, its numbers are numbers.
+
+Trusted are mmrun's own packages, torch's optimizers, and packages that the user has named. No torch.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmrun.errors import UserError
 
 OWN_PACKAGES = ("mmrun", "torch.optim")
+GROUPS = (
+    *("dataset", "encoder", "fusion", "objective", "optimizer", "schedule", "clip", "balance"),
+    *("missing", "model", "trainer", "logger"),
+)
+MOST = 2**63 - 1
 
 
 def check_targets(config: Any, trust: Collection[str], where: str = "") -> None:
@@ -40,3 +49,31 @@ def targets(config: Any) -> set[str]:
         return set()
     own = {str(config["_target_"]).split(".", 1)[0]} if "_target_" in config else set()
     return own.union(*map(targets, config.values())) if config else own
+
+
+def check_whole(config: Mapping[str, Any]) -> None:
+    """Raise UserError unless a config has every group: that of a run directory may have been written by anybody."""
+    for group in GROUPS:
+        if not isinstance(config.get(group), Mapping):
+            raise UserError(
+                f"the config has no {group}",
+                given=f"{group}: {config.get(group)}",
+                remedy="Is its run.json damaged?",
+            )
+    for key in ("seed", "data_seed", "threads"):
+        if key not in config:
+            raise UserError(f"the config has no {key}", remedy="Is its run.json damaged?")
+
+
+def check_numbers(config: Any, where: str = "") -> None:
+    """Raise UserError for a number that no setting can have: NaN, or an integer beyond 64 bits."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            check_numbers(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(config, list):
+        for value in config:
+            check_numbers(value, where)
+    elif isinstance(config, float) and math.isnan(config):
+        raise UserError(f"{where} is not a number", given=config, remedy="Give one.")
+    elif isinstance(config, int) and not -MOST <= config <= MOST:
+        raise UserError(f"{where} is too large", given=config, remedy="Give less than 2^63.")

@@ -216,7 +216,8 @@ def test_the_collector_of_garbage_is_left_as_it_was(
 # Where things go
 
 
-def test_the_script_says_how_it_was_called(tmp_path: Path):
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_script_says_how_it_was_called(linked: bool, tmp_path: Path):
     """Its own path as one would type it, so that the commands that mmrun prints can be pasted."""
     folder = tmp_path / "it's a checkout" / "scripts"
     stubs = {folder / "setup": "true", tmp_path / "venv/bin/mmrun": 'printf %s "$MMRUN_COMMAND"'}
@@ -224,7 +225,11 @@ def test_the_script_says_how_it_was_called(tmp_path: Path):
         path.parent.mkdir(parents=True)
         path.write_text(f"#!/bin/sh\n{line}\n")
         path.chmod(0o755)
-    script = shutil.copy(ROOT / "scripts" / "mmrun", folder)
+    script = Path(shutil.copy(ROOT / "scripts" / "mmrun", folder))
+    if linked:  # from ~/bin, say
+        link = tmp_path / "a link"
+        link.symlink_to(script)
+        script = link
     done = subprocess.run(
         [script],
         env={"PATH": "/usr/bin:/bin", "MMRUN_VENV": str(tmp_path / "venv")},

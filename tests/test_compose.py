@@ -412,6 +412,7 @@ MISTAKES = [
     ("trainer.max_epoch=3", "max_epochs"),
     ("dataset.use=[image,txt]", "text"),
     ("dataset.use=[]", "all"),
+    ("dataset.use=[image,image]", "twice"),
     ("seeds=3", "seed=N"),
     ("clip=0.1,0.2", "mmrun train -m"),
     ("clip=choice(0.1,0.2)", "mmrun train -m"),
@@ -455,14 +456,33 @@ def test_the_command_line_exits_2_with_one_line_and_makes_nothing(
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fusion/broken", ["fusion=broken"]),
+        ("dataset/broken", ["dataset=broken"]),
+        ("dataset/two", ["dataset=two"]),
+        ("experiment/mine", ["experiment=mine"]),
+    ],
+)
+@pytest.mark.parametrize("text", ["# Broken\na: 1\nb: [1, 2\nc: 3\n", "# Broken\na: 1\na: 2\n"])
+def test_a_broken_file_is_named_with_its_line(name: str, words: list[str], text: str, own: str):
+    path = Path(own) / f"{name}.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="this YAML file cannot be read") as caught:
+        point(*words, dirs=(own,))
+    file, _, line = caught.value.given.partition(", line ")
+    assert Path(file) == path
+    assert line in ("3", "4")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_dir_that_is_none():
     with pytest.raises(UserError, match="--config-dir"):
         point(dirs=("/nowhere/at/all",))
 
 
-@pytest.mark.parametrize(
-    "key", ["trainer.max_epochs=9", "trainer.max_steps=9", "logger.tags=[a]", "name=x"]
-)
+@pytest.mark.parametrize("key", ["trainer.max_epochs=9", "trainer.max_steps=9", "logger.tags=[a]"])
 def test_resuming_takes_what_leaves_a_run_itself(key: str):
     name, _, _ = key.partition("=")
     assert list(compose.resumable([key])) == [name]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mmrun import cli
+from mmrun import cli, compose, point, ranks
 from mmrun.build import build
+from mmrun.runs.heartbeat import process_start
+from mmrun.runs.writer import Run, freeze
 from tests.running import SMALL, column, fit, record_of, same, saved, table, the_run
 
 pytestmark = pytest.mark.trains
@@ -28,7 +35,7 @@ WORDS = (
 )
 
 
-def test_two_ranks_do_what_one_process_does():
+def test_two_ranks_do_what_one_process_does(capfd: pytest.CaptureFixture[str]):
     """Two epochs by two ranks, resumed up to four, against four by one process. One test: starting ranks takes long."""
     directory = Path("ranks").absolute()
     first = fit(*WORDS, "trainer=ddp", "trainer.max_epochs=2", directory=directory)
@@ -44,7 +51,28 @@ def test_two_ranks_do_what_one_process_does():
     check_validation(directory)
     states = saved(directory)["rng"]
     assert len(states) == 2
+    assert capfd.readouterr().err == "", "nothing that torchrun, gloo or Lightning has to say"
     assert not same(states[0], states[1]), "each rank has random numbers of its own"
+
+
+def test_half_a_gradient_of_every_rank_is_kept():
+    """A run against itself, gone on with from a checkpoint that lies between two micro-batches."""
+    words = [word for word in WORDS if "batch_size" not in word and "lr" not in word]
+    words += ["dataset.batch_size=40", "trainer.accumulate_grad_batches=2", "trainer=ddp"]
+    words += ["trainer.val_check_interval=3", "trainer.max_epochs=1", "missing.train_rate=0.3"]
+    words += ["optimizer.lr=30", "clip.threshold=9"]  # it gets worse, so that the first one is best
+    directory = fit(*words, directory=Path("run"))["directory"]
+    best = saved(directory, "best")
+    assert [best["global_step"], saved(directory)["global_step"]] == [1, 3]
+    halves = best["accumulated"]
+    assert len(halves) == 2
+    assert not same(halves[0]["gradients"], halves[1]["gradients"])
+    again = Path(shutil.copytree(directory, "again"))
+    shutil.copy(again / "checkpoints" / "best.ckpt", again / "checkpoints" / "last.ckpt")
+    assert cli.main(["resume", "again"]) == 0
+    for name in ("gradients.csv", "metrics.csv"):
+        assert table(again / name) == table(directory / name)
+    assert same(saved(again)["state_dict"], saved(directory)["state_dict"])
 
 
 def check_that_one_rank_wrote(directory: Path) -> None:
@@ -53,6 +81,8 @@ def check_that_one_rank_wrote(directory: Path) -> None:
     steps = column(directory / "metrics.csv", "step").tolist()
     assert steps == sorted(set(steps))
     log = (directory / "train.log").read_text()
+    assert "Tip:" not in log
+    assert "Warning" not in log
     assert log.count(" epoch   1 ") == log.count(" epoch   4 ") == 1
     assert sorted(path.name for path in directory.iterdir() if path.name != "code.diff") == [
         ".hydra", "checkpoints", "gradients.csv", "metrics.csv", "predictions.npz", "run.json", "train.log",
@@ -99,3 +129,118 @@ def test_ranks_that_never_begin_are_a_failure(
     record = record_of(the_run())
     assert (record["status"], record["stopped_by"]) == ("failed", "error")
     assert "exit code 1" in record["error"]
+
+
+# How ranks end
+
+
+@pytest.mark.parametrize(("rank", "code"), [("0", 1), ("1", 0)])
+def test_a_rank_that_keeps_no_record_ends_well(
+    rank: str, code: int, monkeypatch: pytest.MonkeyPatch
+):
+    """What it read when it began says nothing; a code of its own would have torchrun end the first one at its scoring."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert point._code({"status": "queued", "stopped_by": None}) == code
+
+
+def frozen() -> Run:
+    return freeze(compose.point([*SMALL, "trainer=ddp"]), Path("run"))
+
+
+@pytest.mark.parametrize("how", ["killed", "ended by torchrun"])
+def test_a_rank_that_is_lost_fails_the_run(how: str):
+    run = frozen()
+    run.start()
+    if how == "ended by torchrun":
+        run.finish("killed", stopped_by="terminate")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ranks._check_ending(run.directory, None, 1, "out of memory")
+    record = record_of(run.directory)
+    assert (record["status"], record["stopped_by"]) == ("failed", "error")
+    assert record["error"] == "out of memory"
+
+
+@pytest.mark.parametrize("status", ["finished", "diverged", "failed"])
+def test_what_the_first_rank_wrote_stands(status: str):
+    run = frozen()
+    run.start()
+    run.finish(status, stopped_by="error", error="boom")
+    ranks._check_ending(run.directory, None, 1, "")
+    assert record_of(run.directory) == run.record
+
+
+def test_the_rank_that_died_says_why_the_run_failed():
+    run = frozen()
+    run.start()
+    run.finish("failed", stopped_by="error", error="RuntimeError: Connection closed by peer [::1]")
+    ranks._check_ending(run.directory, None, 1, "MemoryError: too small")
+    assert record_of(run.directory)["error"] == "MemoryError: too small"
+
+
+def test_what_every_rank_says_is_passed_on_once(capsys: pytest.CaptureFixture[str]):
+    said = "mmrun: RuntimeError: Connection closed by peer\nmmrun: terminated\nmmrun: ValueError: boom\na warning\nmmrun: ValueError: boom\na warning\n"
+    with subprocess.Popen(["sh", "-c", f"printf '{said}' >&2"], stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        relay = ranks._Relay()
+        relay.follow(child.stderr)
+        relay.join()
+    assert capsys.readouterr().err == "mmrun: ValueError: boom\na warning\na warning\n"
+    assert relay.reason == "ValueError: boom"
+
+
+def executable(text: str) -> str:
+    path = Path("program").absolute()
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_interrupted_before_the_ranks_begin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.executable", executable("kill -INT $PPID; exec sleep 60"))
+    assert cli.main(["train", *SMALL, "trainer=ddp"]) == 130
+    record = record_of(the_run())
+    assert (record["status"], record["stopped_by"]) == ("killed", "interrupt")
+    assert capsys.readouterr().err == f"mmrun: interrupted\nthe run: {the_run()}\n"
+
+
+def test_an_interrupted_run_with_a_checkpoint_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fit(*SMALL, "trainer=smoke", "trainer.checkpoint=both", directory=Path("run"))
+    monkeypatch.setattr("sys.executable", executable("kill -TERM $PPID; exec sleep 60"))
+    capsys.readouterr()
+    words = ["resume", "run", "trainer.max_steps=4", "trainer.devices=2"]
+    assert cli.main(words) == 143
+    assert "continue it: mmrun resume run\n" in capsys.readouterr().err
+
+
+ENDS = """
+import sys, time
+from mmrun.signals import end_with_parent
+end_with_parent()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+def test_a_process_ends_with_the_one_that_started_it():
+    text = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ENDS!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        assert parent.stdout.readline() == b"ready\n"
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        parent.kill()
+        parent.wait()
+        for _ in range(500):
+            if process_start(int(child)) is None:
+                return
+            time.sleep(0.02)
+    os.kill(int(child), signal.SIGKILL)
+    raise AssertionError("it lives on")

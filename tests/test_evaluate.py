@@ -168,6 +168,19 @@ def test_a_modality_without_a_file_is_missing(
     assert "9 predictions written to out.csv" in out
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("type_", [">f4", ">f8", "longdouble", "f2", ">i2", "u4"])
+def test_numbers_of_any_type_are_read(type_: str, runs: dict[str, dict[str, Any]], tmp_path: Path):
+    plain = {"left": np.arange(36).reshape(9, 4), "words": np.arange(54).reshape(9, 6) % 15}
+    other = {name: values.astype(type_) for name, values in plain.items()}
+    scores: list[np.ndarray] = []
+    for name, arrays in (("plain", plain), ("other", other)):
+        predict(runs["own"]["directory"], inputs(tmp_path / name, arrays), tmp_path / f"{name}.npz")
+        with np.load(tmp_path / f"{name}.npz") as file:
+            scores.append(file["scores"])
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
 WRONG = {
     "nothing": ({}, "no input in this folder"),
     "shape": ({"left": np.zeros((9, 5))}, "left has the wrong shape"),
@@ -176,6 +189,10 @@ WRONG = {
     "text": ({"left": np.array(["a", "b"])}, "inputs are numbers"),
     "objects": ({"left": np.array([{}, None])}, "no .npy file"),
     "not finite": ({"left": np.full((9, 4), np.nan)}, "not finite"),
+    "archive": ({}, "no .npy file"),
+    "torn archive": ({}, "no .npy file"),
+    "too large": ({"left": np.full((9, 4), 1e300)}, "not finite"),
+    "fractions of ids": ({"words": np.full((9, 6), 1.5)}, "ids that are no whole numbers"),
     "unknown id": ({"words": np.full((9, 6), 999)}, "ids that the model does not know"),
     "negative id": ({"words": np.full((9, 6), -1)}, "ids that the model does not know"),
     "lengths": (
@@ -187,10 +204,13 @@ WRONG = {
 
 @pytest.mark.trains
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.filterwarnings("ignore:.*allow_pickle.*")
 def test_inputs_that_do_not_fit(runs: dict[str, dict[str, Any]], case: str, tmp_path: Path):
     arrays, said = WRONG[case]
     source = inputs(tmp_path / "in", arrays)
+    if "archive" in case:
+        with (source / "left.npy").open("wb") as file:
+            np.savez(file, left=np.zeros((9, 4)))
+            file.truncate(60 if case.startswith("torn") else None)
     with pytest.raises(UserError) as raised:
         predict(runs["own"]["directory"], source, tmp_path / "out.csv")
     assert said in str(raised.value)
@@ -216,6 +236,24 @@ def test_folders_that_do_not_fit(
     assert said in str(raised.value)
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_another_precision_gives_the_scores_of_the_test(precision: str, tmp_path: Path):
+    """Computed and stored as in training: nothing is rounded on the way."""
+    record = fit(*SMALL, "trainer.max_epochs=2", f"trainer.precision={precision}")
+    directory = record["directory"]
+    assert evaluate(directory, {})[1] == record["test"]
+    batch = build(record["config"]).dataset.split("test").batch(torch.arange(64))
+    served = {name: values.numpy() for name, values in batch.inputs.items()}
+    predict(directory, inputs(tmp_path / "in", served), tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as new, np.load(directory / "predictions.npz") as old:
+        np.testing.assert_array_equal(new["scores"], old["best"][:64])
+    kept = torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, values in mmrun.load(directory).state_dict().items():
+        assert values.dtype == kept[name].dtype
+        assert torch.equal(values, kept[name]), name
+
+
 # Loading
 
 
@@ -232,6 +270,9 @@ def test_load_gives_the_best_weights_ready_for_use(
     monkeypatch.chdir(run["directory"].parents[1])
     by_name = mmrun.load("small")
     assert by_name.state_dict().keys() == module.state_dict().keys()
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MMRUN_OUTPUTS", str(run["directory"].parent))
+    assert mmrun.load("small").state_dict().keys() == module.state_dict().keys()
 
 
 @pytest.mark.trains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from mmrun.balance import Balance
 from mmrun.batch import Batch, Output
+from mmrun.build import build
+from mmrun.compose import point
 from mmrun.gradients import GradientPipeline
 from mmrun.module import MultimodalModule, sum_of
 from tests.running import SMALL, column, fit, saved, table
@@ -133,6 +136,30 @@ def test_norms_before_and_after_are_what_the_law_says(monkeypatch: pytest.Monkey
     for scope in ("a", "b", "c", "fusion", "objective"):
         ratio = column(path, f"grad/norm_clipped/{scope}") / column(path, f"grad/norm/{scope}")
         assert ratio == pytest.approx(clipped / raw, rel=1e-5), "a global law scales all alike"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_half_gradients_come_back_to_their_rank_or_as_their_mean(world: int):
+    """On as many ranks each gets its own; on another number, what averages to the same."""
+    module = build(point(SMALL).config).module
+    name, parameter = next(iter(module.named_parameters()))
+    ranks = [
+        {
+            "losses": [torch.tensor(float(k))],
+            "gradients": {name: torch.full_like(parameter, float(k))},
+            "per_loss": {"task": {name: torch.full_like(parameter, 10.0 * k)}},
+        }
+        for k in (1, 2)
+    ]
+    state = {"clip": module.pipeline.state_dict(), "rng": [{}] * 3, "accumulated": ranks}
+    module.on_load_checkpoint(state)
+    module._trainer = SimpleNamespace(world_size=world, global_rank=world - 1)  # pyright: ignore[reportAttributeAccessIssue]
+    module.on_train_start()
+    expected = {1: 1.5, 2: 2.0}[world]
+    assert module.micro_losses == [torch.tensor(expected)]
+    assert parameter.grad is not None
+    assert set(parameter.grad.flatten().tolist()) == {expected}
+    assert set(module._per_loss["task"][name].flatten().tolist()) == {10 * expected}
 
 
 def test_accumulated_micro_batches_are_the_whole_batch():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_commands_run(
         assert out.strip(), shlex.join(words)
         ran += 1
     assert ran > 12
+
+
+@pytest.mark.trains
+def test_the_synergistic_example_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An additive model stays at 1/2 there."""
+    monkeypatch.chdir(tmp_path)
+    (words,) = [w for w in commands() if "dataset.interaction=synergistic" in w]
+    assert main([*words[1:], "logger=none"]) == 0
+    (record,) = Path("outputs").glob("*/run.json")
+    assert json.loads(record.read_text())["test"]["test/accuracy"] > 0.7
 
 
 def test_python_example_clips():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,8 @@ CONFIGS: dict[str, list[str]] = {
     ],
     "target": ["trainer.target={accuracy: 0.3}", "trainer.max_epochs=30"],
     "few steps": ["trainer.max_steps=20"],
+    "double": [RANDOM, "trainer.precision=64-true", "optimizer=momentum"],
+    "thinned": ["clip.record_every=4"],
     "per loss": [RANDOM, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=5"],
 }
 
@@ -182,6 +186,8 @@ CASES = [
     ("between micro-batches", "before the clip", 12),
     ("rarely saved", "after a step", 31),
     ("stopping", "before a step", 40),
+    ("double", "before a step", 18),
+    ("thinned", "before a step", 18),
     ("per loss", "before a step", 12),
     ("per loss", "before a step", 33),
 ]
@@ -280,10 +286,14 @@ def test_kill_9_in_another_process(tmp_path_factory: pytest.TempPathFactory):
     directory = the_run()
     assert record_of(directory)["status"] == "running"
     assert record_of(directory)["pid"] == child.pid
+    seconds = record_of(directory)["seconds"]
+    assert seconds > 0, "as of the last validation"
     assert reader.read(directory)["status"] == "killed"
     check_columns(directory)
+    began = time.monotonic()
     assert cli.main(["resume", str(directory)]) == 0
     check_same(directory, expected)
+    assert seconds < record_of(directory)["seconds"] < seconds + time.monotonic() - began
 
 
 # A longer training
@@ -294,7 +304,7 @@ def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str
     words += ["schedule=constant", RANDOM, "optimizer=momentum", "optimizer.lr=0.01"]
     short = fit(*words, "trainer.max_epochs=2", directory=Path("short"))
     assert short["steps"] == 30
-    assert cli.main(["resume", "short", "trainer.max_epochs=4", "name=longer"]) == 0
+    assert cli.main(["resume", "short", "trainer.max_epochs=4"]) == 0
     assert "max_epochs after 60 steps" in capsys.readouterr().out
     longer, straight = (
         Path("short"),
@@ -306,7 +316,7 @@ def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str
     record = record_of(longer)
     assert record["id"] == short["id"] != straight["id"]
     assert record["config"]["trainer"]["max_epochs"] == 2
-    assert record["resumed"] == {"trainer.max_epochs": 4, "name": "longer"}
+    assert record["resumed"] == {"trainer.max_epochs": 4}
     assert (record["steps"], record["epochs"], record["status"]) == (60, 4, "finished")
     assert record["test"] == straight["test"]
     # A later resume keeps to the change, and may change it again.
@@ -354,7 +364,15 @@ def refused(run: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(
     "change",
-    ["optimizer.lr=1", "clip=0.1", "seed=3", "trainer.precision=64-true", "trainer.max_epoch=9"],
+    [
+        "optimizer.lr=1",
+        "clip=0.1",
+        "seed=3",
+        "trainer.precision=64-true",
+        "trainer.max_epoch=9",
+        "name=x",
+        "outputs=x",
+    ],
 )
 def test_a_change_that_makes_another_run(
     change: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -388,6 +406,82 @@ def test_a_checkpoint_that_runs_code(run: Path, capsys: pytest.CaptureFixture[st
     torch.save({"state_dict": Evil()}, run / "checkpoints" / "last.ckpt")
     assert "no checkpoint" in refused(run, capsys=capsys)
     assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        ("trainer.max_epochs=2", "It is at 3"),
+        ("trainer.max_epochs=0", "max_epochs"),
+        ("trainer.max_steps=44", "It is at 45"),
+    ],
+)
+def test_a_limit_below_what_is_done(
+    change: str, at: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refused(run, change, capsys=capsys)
+    assert change in said or change.endswith("=0")
+    assert at in said
+
+
+def test_a_limit_within_the_epoch_of_the_checkpoint(capsys: pytest.CaptureFixture[str]):
+    interrupted(lambda: fit(*overrides("mid-epoch"), directory=Path("run")), "before a step", 22)
+    assert 15 < saved(Path("run"))["global_step"] < 30, "in the second epoch"
+    capsys.readouterr()
+    assert "It is at 2" in refused(Path("run"), "trainer.max_epochs=1", capsys=capsys)
+
+
+def test_a_checkpoint_of_another_run_of_the_same_model(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = fit(*BASE, "seed=1", directory=Path("other"))["directory"]
+    shutil.copy(other / "checkpoints" / "last.ckpt", run / "checkpoints")
+    capsys.readouterr()
+    assert "of another run" in refused(run, capsys=capsys)
+
+
+def test_a_checkpoint_that_lacks_something(run: Path, capsys: pytest.CaptureFixture[str]):
+    whole = saved(run)
+    told = ["run", "global_step", "epoch", "loops", "optimizer_states", "clip", "rng", "callbacks"]
+    junk: list[dict[str, Any]] = [{"state_dict": whole["state_dict"]}, {"state_dict": 3}]
+    junk += [{k: v for k, v in whole.items() if k != key} for key in told]
+    junk += [{**whole, "clip": {}}, {**whole, "optimizer_states": [{"state": {}}]}]
+    for name in whole["callbacks"]:
+        if name != "Timer":
+            for key in whole["callbacks"][name]:
+                state = {k: v for k, v in whole["callbacks"][name].items() if k != key}
+                junk.append({**whole, "callbacks": {**whole["callbacks"], name: state}})
+    for content in junk:
+        torch.save(content, run / "checkpoints" / "last.ckpt")
+        assert "checkpoint" in refused(run, capsys=capsys)
+
+
+def test_a_best_checkpoint_that_is_lost_or_torn(run: Path, capsys: pytest.CaptureFixture[str]):
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:1000])
+    assert "no checkpoint" in refused(run, capsys=capsys)
+    best.unlink()
+    assert "lost its best" in refused(run, capsys=capsys)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "gradients.csv"])
+def test_rows_that_are_lost(name: str, run: Path, capsys: pytest.CaptureFixture[str]):
+    lines = (run / name).read_text().splitlines(keepends=True)
+    for kept in ([], lines[:1], lines[:-1], [*lines[:2], *lines[3:]], ["a,b\n", "1,2\n"]):
+        (run / name).write_text("".join(kept))
+        assert f"{name} has lost rows" in refused(run, capsys=capsys)
+    (run / name).unlink()
+    assert f"{name} has lost rows" in refused(run, capsys=capsys)
+
+
+@pytest.mark.parametrize("verb", ["resume", "eval"])
+def test_a_config_that_lacks_something(verb: str, run: Path, capsys: pytest.CaptureFixture[str]):
+    record = record_of(run)
+    whole = record["config"]
+    for config in ({}, {**whole, "fusion": None}, {**whole, "trainer": {}}):
+        (run / "run.json").write_text(json.dumps(record | {"config": config}))
+        assert cli.main([verb, str(run)]) == 2
+        assert "the config has no" in capsys.readouterr().err
 
 
 def test_no_run(capsys: pytest.CaptureFixture[str]):

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrun import cli, compose
+from mmrun import cli, compose, signals
 from mmrun.build import build
 from mmrun.module import MultimodalModule
 from mmrun.runs import reader
@@ -395,6 +395,14 @@ def test_a_signal(
     assert signal.getsignal(signum) is before
 
 
+def test_signals_are_ours_while_it_trains(monkeypatch: pytest.MonkeyPatch):
+    """Lightning's own handler logs from within: at a bad moment that is a reentrant call."""
+    found: list[Any] = []
+    raise_at(monkeypatch, 1, lambda: found.append(signal.getsignal(signal.SIGTERM)))
+    fit(*SMALL, "trainer=smoke")
+    assert found == [signals._raise]
+
+
 def test_a_signal_to_the_command_itself():
     child = start("train", *SMALL, "trainer.max_epochs=500")
     try:
@@ -466,6 +474,69 @@ def test_a_mistake_in_the_config_makes_nothing():
     assert cli.main(["train", *SMALL, "trainer.target.acuracy=0.5"]) == 2
     assert cli.main(["train", "logger=none", "encoder/text=cnn"]) == 2
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "trainer.val_check_interval=5",  # of 4 batches
+        "trainer.limit_train_batches=0.2",
+        "trainer.limit_val_batches=0.0001",
+        "trainer.limit_test_batches=0.0001",
+        "trainer.max_time='00:00:00:00'",
+        "trainer.patience=1.5",
+        "trainer.max_epochs=0",
+        "trainer.target={accuracy: 2}",
+        "trainer.target={loss: -1}",
+    ],
+)
+def test_limits_that_cannot_be_kept_make_nothing(word: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", *SMALL, word]) == 2
+    assert word.split("=")[0] in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [SMALL, ["dataset=linear", "logger=none"]], ids=["class", "value"]
+)
+def test_a_target_lies_in_what_its_metric_can_be(words: Sequence[str]):
+    record = fit(*words, "trainer=smoke")
+    goal = build(record["config"]).module.objective
+    assert set(goal.ranges) == {"loss", *goal.higher_is_better}
+    for name, (low, high) in goal.ranges.items():
+        assert low <= record["test"][f"test/{name}"] <= high, name
+        assert low == 0 or high == 1
+
+
+def test_a_rate_of_missing_modalities_where_there_is_one(capsys: pytest.CaptureFixture[str]):
+    words = ["train", *SMALL, "dataset.use=[a]", "trainer=smoke"]
+    assert cli.main([*words, "missing.train_rate=0.3"]) == 2
+    assert "a single modality" in capsys.readouterr().err
+    assert cli.main(words) == 0
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_before_training_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("mmrun.runs.writer.provenance.commit", full)
+    assert cli.main(["train", *SMALL, "trainer=smoke"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    record = record_of(the_run())
+    assert (record["status"], record["stopped_by"]) == ("failed", "error")
+    assert "No space left" in record["error"]
+
+
+def test_a_disk_that_is_too_full_to_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("mmrun.runs.writer.write_whole", full)
+    assert cli.main(["train", *SMALL, "trainer=smoke"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert list(Path("outputs").iterdir()) == []
 
 
 def test_a_point_in_a_given_directory_is_taken_over_and_another_is_refused():

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from mmrun.callbacks.recorder import Recorder
+from mmrun.callbacks.recorder import Recorder, epochs_begun
 from mmrun.callbacks.stops import Stops
 from mmrun.module import MultimodalModule, Scores
 from mmrun.runs.layout import Paths
@@ -28,7 +28,11 @@ class Checkpoints(Callback):
         monitor: validation metric that decides what is best.
         higher: whether a higher monitor is better.
         validate: scores the validation split now.
+        seconds: that the run has taken so far.
+        id: of the run, so that no other one goes on from its checkpoints.
     """
+
+    STATE = ("validations", "validated_step", "epochs", "best", "best_step")
 
     def __init__(
         self,
@@ -41,6 +45,8 @@ class Checkpoints(Callback):
         monitor: str,
         higher: bool,
         validate: Callable[[], Scores],
+        seconds: Callable[[], float],
+        id: str,
     ) -> None:
         self.paths = paths
         self.run = run
@@ -53,6 +59,8 @@ class Checkpoints(Callback):
         self.best = -math.inf
         self.best_step: int | None = None
         self.validate = validate
+        self.seconds = seconds
+        self.id = id
         self.validated_step = -1
         self.epochs = 0  # begun, as of the last validation
         self.saved_step = -1
@@ -62,7 +70,7 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, MultimodalModule)
         self.validations += 1
         self.validated_step = trainer.global_step
-        self.epochs = trainer.current_epoch + 1
+        self.epochs = epochs_begun(trainer)
         assert pl_module.validation is not None
         score = self.sign * pl_module.validation.metrics[self.monitor]
         better = score > self.best
@@ -84,6 +92,16 @@ class Checkpoints(Callback):
             self.on_validation_end(trainer, pl_module)
         if self.saved_step != trainer.global_step:
             self.save(trainer, best=False)
+        self.recorder.flush(trainer)
+
+    def on_save_checkpoint(
+        self,
+        trainer: Trainer,  # noqa: ARG002 (Lightning's signature)
+        pl_module: LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Whose it is."""
+        checkpoint["run"] = self.id
 
     def save(self, trainer: Trainer, *, best: bool) -> None:
         """last.ckpt, and best.ckpt as a second name of the same file; every rank calls it."""
@@ -108,27 +126,20 @@ class Checkpoints(Callback):
         self.run.update(
             metrics=self.recorder.summary,
             steps=trainer.global_step,
+            seconds=self.seconds(),
             epochs=self.epochs,
             steps_to_target=self.stops.steps_to_target,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What is best so far."""
-        return {
-            "validations": self.validations,
-            "validated_step": self.validated_step,
-            "epochs": self.epochs,
-            "best": self.best,
-            "best_step": self.best_step,
-        }
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.validations = state_dict["validations"]
-        self.validated_step = self.saved_step = state_dict["validated_step"]
-        self.epochs = state_dict["epochs"]
-        self.best = state_dict["best"]
-        self.best_step = state_dict["best_step"]
+        for name in self.STATE:
+            setattr(self, name, state_dict[name])
+        self.saved_step = self.validated_step
 
 
 def _second_name(source: Path, target: Path) -> None:

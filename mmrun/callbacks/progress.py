@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmrun.callbacks.recorder import FRACTION, LOSS, Recorder
+from mmrun.callbacks.recorder import FRACTION, LOSS, Recorder, epochs_begun
 
 REDRAW_S = 0.1
 FOR_BAR, FOR_TIME = 95, 75  # columns of a terminal below which these are left out for the values
@@ -90,11 +90,18 @@ class ProgressLines(Callback):
         self.recorder = recorder
         self.metric = metric
         self.say = say
+        self.step = -1  # of the last line
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """The line."""
+        self.step = trainer.global_step
         values = _values(self.recorder.latest, self.metric)
-        self.say(f"epoch {trainer.current_epoch + 1:3d}  step {trainer.global_step:6d}  {values}")
+        self.say(f"epoch {epochs_begun(trainer):3d}  step {self.step:6d}  {values}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line of the validation that closes a training which ended between two."""
+        if self.recorder.latest and self.step != trainer.global_step:
+            self.on_validation_end(trainer, pl_module)
 
 
 def _values(latest: dict[str, float], metric: str, *, short: bool = False) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -16,8 +19,24 @@ from mmrun.runs.table import CsvTable
 
 LOSS, LR = "train/loss", "train/lr"
 # gradients.csv holds every step; metrics.csv the means over the steps since its last row. But these:
+ELEMENTS = "clip/elements"
 FRACTION = "clip/fraction"  # share of those steps at which the law changed any element
 NONFINITE = "grad/nonfinite"  # steps with a non-finite gradient so far, in both files
+Array = NDArray[np.float32]
+
+
+def headers(columns: Iterable[str], validation: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Columns of metrics.csv and of gradients.csv, from the pipeline's columns and the validation metrics."""
+    row = [LOSS, *columns]
+    scopes = [name.removeprefix(ELEMENTS) for name in row if name.startswith(ELEMENTS)]
+    fractions = [f"{FRACTION}{scope}" for scope in scopes]
+    logged = [*row, LR, *fractions, *(f"val/{name}" for name in validation)]
+    return metrics_columns(logged), ["step", *row]
+
+
+def epochs_begun(trainer: Trainer) -> int:
+    """Right also after an epoch's end, where ``trainer.current_epoch`` is one ahead."""
+    return trainer.fit_loop.epoch_progress.current.ready
 
 
 class Recorder(Callback):
@@ -28,8 +47,11 @@ class Recorder(Callback):
         columns: of the pipeline's row.
         validation: names of the validation metrics, without ``val/``.
         every: steps between log points.
-        record_every: steps between rows of gradients.csv.
+        record_every: steps between rows of gradients.csv. What is counted is counted at every step.
     """
+
+    # What a resumed run must know of the steps before its checkpoint.
+    STATE = ("summary", "nonfinite", "losses", "diverged_at", "engaged", "changed")
 
     def __init__(
         self,
@@ -43,28 +65,33 @@ class Recorder(Callback):
         self.columns = (LOSS, *columns)
         self.every = every
         self.record_every = record_every
-        self.elements = self._place("clip/elements")
+        self.elements = self._place(ELEMENTS)
         self.nonfinite_at = self._place(NONFINITE)
         self.scopes = [
-            (self._place(name), f"{FRACTION}/{name.removeprefix('clip/elements/')}")
+            (self._place(name), f"{FRACTION}/{name.removeprefix(f'{ELEMENTS}/')}")
             for name in columns
-            if name.startswith("clip/elements/")
+            if name.startswith(f"{ELEMENTS}/")
         ]
         self.fractions = [FRACTION, *(name for _, name in self.scopes)]
-        logged = [*self.columns, LR, *self.fractions, *(f"val/{name}" for name in validation)]
         self.metrics: CsvTable | None = None
         self.gradients: CsvTable | None = None
         if paths is not None:
-            self.metrics = CsvTable(paths.metrics, metrics_columns(logged))
-            self.gradients = CsvTable(paths.gradients, ["step", *self.columns])
+            of_metrics, of_gradients = headers(columns, validation)
+            self.metrics = CsvTable(paths.metrics, of_metrics)
+            self.gradients = CsvTable(paths.gradients, of_gradients)
         self.started = time.monotonic()
         self.summary: dict[str, dict[str, float]] = {}  # {name: {last, min, max, best_step}}
         self.modes: dict[str, str] = {}
         self.nonfinite = 0
         self.losses: list[float] = []  # mean training loss of each window since the epoch began
         self.diverged_at: int | None = None
+        self.engaged = dict.fromkeys(
+            self.fractions, 0
+        )  # steps at which the law changed any element
+        self.changed = 0.0  # the sum over steps of the share of elements changed
         self.latest: dict[str, float] = {}
         self._pending: dict[str, Any] = {}
+        self._history: list[Array] = []  # training losses of all steps, in pieces
         self._flushed = 0
 
     def _place(self, name: str) -> int:
@@ -97,10 +124,9 @@ class Recorder(Callback):
         self.log_validation(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is left of the last window."""
+        """What is left of the last window; a validation that closes the training belongs to its row."""
         assert isinstance(pl_module, MultimodalModule)
         self.collect(trainer, pl_module)
-        self.flush(trainer)
 
     # The work
 
@@ -140,11 +166,14 @@ class Recorder(Callback):
                 {"step": steps[kept], **dict(zip(self.columns, table[kept].T, strict=True))}
             )
         self.losses.extend(table[:, 0].tolist())
+        self._history.append(table[:, 0].astype(np.float32))
         means = dict(zip(self.columns, table.mean(axis=0).tolist(), strict=True))
         means[NONFINITE] = self.nonfinite
-        means[FRACTION] = float((table[:, self.elements] > 0).mean())
-        for place, name in self.scopes:
-            means[name] = float((table[:, place] > 0).mean())
+        self.changed += float(table[:, self.elements].sum())
+        for place, name in [(self.elements, FRACTION), *self.scopes]:
+            engaged = table[:, place] > 0
+            self.engaged[name] += int(engaged.sum())
+            means[name] = float(engaged.mean())
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
         self.record(trainer, means)
 
@@ -155,7 +184,7 @@ class Recorder(Callback):
             self._write(trainer)
         if not self._pending:
             elapsed = time.monotonic() - self.started
-            self._pending = {"step": step, "epoch": trainer.current_epoch, "time": elapsed}
+            self._pending = {"step": step, "epoch": epochs_begun(trainer) - 1, "time": elapsed}
         self._pending.update(values)
         self.latest.update(values)
         for name, value in values.items():
@@ -174,6 +203,17 @@ class Recorder(Callback):
             min=float(np.fmin(entry["min"], value)),
             max=float(np.fmax(entry["max"], value)),
         )
+
+    def history(self) -> Array:
+        """The training loss of every step so far [T], whether or not its row was recorded."""
+        self._history = [np.concatenate([np.empty(0, np.float32), *self._history])]
+        return self._history[0]
+
+    def counted(self) -> dict[str, float]:
+        """Over every step: shares at which the law changed anything, elements changed, non-finite gradients."""
+        steps = max(len(self.history()), 1)
+        shares = {name: engaged / steps for name, engaged in self.engaged.items()}
+        return {**shares, ELEMENTS: self.changed / steps, NONFINITE: self.nonfinite}
 
     def flush(self, trainer: Trainer) -> None:
         """Everything logged so far is in the files afterwards."""
@@ -203,19 +243,16 @@ class Recorder(Callback):
                 table.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of the rows before its checkpoint."""
+        """What a resumed run must know of the steps before its checkpoint."""
         return {
-            "summary": {name: dict(entry) for name, entry in self.summary.items()},
-            "nonfinite": self.nonfinite,
-            "losses": list(self.losses),
-            "diverged_at": self.diverged_at,
+            **deepcopy({name: getattr(self, name) for name in self.STATE}),
+            "history": torch.from_numpy(self.history().copy()),
             "elapsed": time.monotonic() - self.started,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue counting from a checkpoint."""
-        self.summary = {name: dict(entry) for name, entry in state_dict["summary"].items()}
-        self.nonfinite = state_dict["nonfinite"]
-        self.losses = list(state_dict["losses"])
-        self.diverged_at = state_dict["diverged_at"]
+        for name in self.STATE:
+            setattr(self, name, deepcopy(state_dict[name]))
+        self._history = [state_dict["history"].numpy()]
         self.started = time.monotonic() - state_dict["elapsed"]

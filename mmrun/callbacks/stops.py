@@ -25,6 +25,8 @@ class Stops(Callback):
         monitor: the validation metric that decides what is best.
     """
 
+    STATE = ("best", "waited", "epoch_loss", "steps_to_target", "stopped_by")
+
     def __init__(
         self,
         recorder: Recorder,
@@ -94,18 +96,9 @@ class Stops(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters that a resumed run continues."""
-        return {
-            "best": self.best,
-            "waited": self.waited,
-            "epoch_loss": self.epoch_loss,
-            "steps_to_target": self.steps_to_target,
-            "stopped_by": self.stopped_by,
-        }
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue counting from a checkpoint."""
-        self.best = state_dict["best"]
-        self.waited = state_dict["waited"]
-        self.epoch_loss = state_dict["epoch_loss"]
-        self.steps_to_target = state_dict["steps_to_target"]
-        self.stopped_by = state_dict["stopped_by"]
+        for name in self.STATE:
+            setattr(self, name, state_dict[name])

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrun.compare.show import command
 from mmrun.errors import printable
-from mmrun.exits import program
+from mmrun.exits import program, shown
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def summary(record: Mapping[str, Any]) -> str:
         lines.append(f"{'clip':8} {verdict}")
     if record.get("error"):
         lines.append(f"{'error':8} {record['error']}")
-    directory = _relative(Path(str(record.get("directory", ""))))
+    directory = shown(Path(str(record.get("directory", ""))))
     lines.append(f"{'run':8} {directory}")
     lines.append(f"{'next':8} {_next(record, directory)}")
     return "\n".join(map(printable, lines))
@@ -79,10 +79,3 @@ def _again(record: Mapping[str, Any], change: str) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _relative(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -59,6 +59,12 @@ def resumable(overrides: Sequence[str]) -> dict[str, Any]:
     """
     found = changes(overrides)
     for key, value in found.items():
+        if key in ("outputs", "name"):
+            raise UserError(
+                "resuming leaves a run where it is, and its name as it is",
+                given=f"{key}={value}",
+                remedy="Move or rename the folder itself.",
+            )
         if not outside_id(key) and not key.startswith("trainer.max_"):
             raise UserError(
                 f"{key} would make it another run",

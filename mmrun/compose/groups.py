@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -29,6 +31,21 @@ SWEEP_BLOCK = "sweep"  # key of an experiment's YAML that is no setting: what it
 PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
 
 
+@contextlib.contextmanager
+def _naming_the_file() -> Iterator[None]:
+    """A YAML file that cannot be read is the user's: say which, and where."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(
+            "this YAML file cannot be read",
+            given="" if mark is None else f"{mark.name}, line {mark.line + 1}",
+            remedy=f"It says: {error.problem or error.context}.",
+        ) from error
+
+
+@_naming_the_file()
 def compose_groups(
     chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str]]:
@@ -48,6 +65,7 @@ def _composed_groups(
         preferred.reset(token)
 
 
+@_naming_the_file()
 @lru_cache(maxsize=256)
 def preferences(
     chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]

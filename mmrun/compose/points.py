@@ -202,6 +202,8 @@ def _finish_dataset(config: dict[str, Any], choices: dict[str, str]) -> None:
                 given=f"dataset.use={use}",
                 remedy=nearest(str(name), modalities),
             )
+    if len(set(wanted)) < len(wanted):
+        raise UserError("dataset.use names a modality twice", given=use, remedy="Once is enough.")
     dataset["use"] = [name for name in modalities if name in wanted]
     encoders = config.get(ENCODER) or {}
     for name in modalities:

@@ -144,6 +144,10 @@ def _shaped(name: str, kind: Kind, shape: Any, stored: NDArray[Any]) -> NDArray[
             remedy=f"Give the shape: 'dataset.modalities.{name}="
             f"{{kind: {kind}, shape: [{', '.join(axes)}]}}', with numbers.",
         )
+    if 0 in sample:
+        raise UserError(
+            f"the samples of modality {name} are empty", given=f"file {list(stored.shape)}"
+        )
     return stored.reshape(len(stored), *sample)
 
 

@@ -100,6 +100,8 @@ def chosen(use: str | Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
                 given=name,
                 remedy=nearest(name, offered),
             )
+    if len(set(names)) < len(names):
+        raise UserError("dataset.use names a modality twice", given=names, remedy="Once is enough.")
     if not names:
         raise UserError(
             "dataset.use is empty", remedy=f"Give all, or some of {', '.join(offered)}."

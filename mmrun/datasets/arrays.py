@@ -27,6 +27,8 @@ from mmrun.datasets._knobs import chosen, declared, stream, within
 from mmrun.errors import UserError
 from mmrun.spec import DatasetSpec
 
+MOST_CLASSES_PER_SAMPLE = 10  # beyond that, labels are numbers of something else
+
 
 class Arrays(Dataset):
     """Own data from .npy files.
@@ -249,7 +251,20 @@ def _held_out(
 
 def _classes(labels: Mapping[str, NDArray[np.int64]], names: list[str]) -> int:
     """Number of classes: of the names, else what the training labels say; every label must be below it."""
-    classes = len(names) or int(labels["train"].max()) + 1
+    train = labels["train"]
+    if len(names) == 1 or (train == train[0]).all():
+        raise UserError(
+            "train_labels.npy has a single class: there is nothing to tell apart",
+            given=f"{train[0]}, {len(train)} times",
+            remedy="For values to predict, use dataset.target=value.",
+        )
+    classes = len(names) or int(train.max()) + 1
+    if not names and classes > MOST_CLASSES_PER_SAMPLE * len(train):
+        raise UserError(
+            "a label in train_labels.npy is far beyond the number of samples",
+            given=f"{classes - 1}, {len(train)} samples",
+            remedy="Number the classes from 0 on: the highest label decides how many there are.",
+        )
     for split, values in labels.items():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= classes:

@@ -1,6 +1,7 @@
 """linear: a regression y = sum_m x_m . w_m + bias whose every step can be checked by hand.
 
-The inputs are whole numbers from -2 to 2, the weights are those of the config: without noise, the targets are exact.
+The inputs of training samples are whole numbers from -2 to 2, the weights are those of the config: without noise, the
+targets are exact. Validation has halves between them and the test quarters, so that no splits share a sample.
 With one linear head and the loss ``mean((prediction - y)**2)``, the gradient is ``2/N X^T (X w - y)``.
 """
 
@@ -18,7 +19,8 @@ from mmrun.datasets._knobs import chosen, declared, stream, within
 from mmrun.errors import UserError
 from mmrun.spec import DatasetSpec, ModalitySpec
 
-LARGEST = 2  # of an input
+# (how many inputs there are, the smallest), one apart: -2 ... 2; -1.5 ... 1.5; -1.75 ... 1.25
+INPUTS = {"train": (5, -2.0), "val": (4, -1.5), "test": (4, -1.75)}
 
 
 class Linear(Dataset):
@@ -57,8 +59,9 @@ class Linear(Dataset):
         self._splits: dict[str, MemorySplit] = {}
         first = 0
         for split, n in {"train": samples, "val": samples // 2, "test": samples // 2}.items():
+            choices, smallest = INPUTS[split]
             inputs = {
-                name: stream(seed, name, split).integers(-LARGEST, LARGEST + 1, (n, len(w)))
+                name: smallest + stream(seed, name, split).integers(0, choices, (n, len(w)))
                 for name, w in weights.items()
             }
             target = bias + noise * stream(seed, "noise", split).standard_normal(n)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.errors import printable
-from mmrun.exits import program
+from mmrun.exits import program, shown
 from mmrun.launch.plan import DONE, Planned
 from mmrun.runs.layout import Paths
 from mmrun.spec import Rerun
@@ -24,7 +24,7 @@ def opening(
     of = {action: [p for p in planned if p.action == action] for action in _WORDS}
     words = [f"{len(points)} {_WORDS[action]}" for action, points in of.items() if points]
     lines = [
-        f"{'sweep':8} {relative(directory)}",
+        f"{'sweep':8} {shown(directory)}",
         f"{'points':8} {len(planned)}: {', '.join(words)}",
     ]
     stale = [each for each in of["skip"] if each.stale]
@@ -96,7 +96,7 @@ def closing(records: Mapping[Path, Mapping[str, Any]], refused: Mapping[Path, st
         lines.append(f"failed ({len(failed)}):")
     for run, reason in failed.items():
         log = Paths(run).log
-        where = relative(log) if log.exists() else relative(run)
+        where = shown(log) if log.exists() else shown(run)
         lines.append(f"  {run.name}: {reason.splitlines()[0]}  ({where})")
     return [printable(line) for line in lines]
 
@@ -105,7 +105,7 @@ def interrupted(directory: Path, done: int, total: int) -> str:
     """How far it came, and how to go on."""
     return (
         f"{done} of {total} points are done; continue: "
-        f"{program()} resume {shlex.quote(relative(directory))}"
+        f"{program()} resume {shlex.quote(shown(directory))}"
     )
 
 
@@ -114,14 +114,6 @@ def status(record: Mapping[str, Any]) -> str:
     word = str(record["status"])
     stability = record["stability"]
     return word if stability in (None, "ok", word) else f"{word} ({stability})"
-
-
-def relative(path: Path) -> str:
-    """A path as one would type it here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _score(record: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@
 - ``losses(batch, output) -> {name: scalar}``; the module minimises their sum;
 - ``metrics(prediction, target) -> {name: scalar}`` over ALL samples of a split at once, named as in
   torchmetrics; ``primary``: the metric people read first; ``higher_is_better``: {metric: bool};
+  ``ranges``: {metric: (lowest, highest) that it can be}, where there are bounds;
 - ``chance(target) -> (value, margin)``: the primary metric of a constant guess on these targets, and how far from it a
   model may be and still count as guessing;
 - ``monitor``: what the best checkpoint minimises or maximises on validation ("loss" by default:
@@ -37,6 +38,7 @@ class Objective(nn.Module, ABC):
     needs_fusion: ClassVar[bool] = True
     primary: str
     higher_is_better: Mapping[str, bool]
+    ranges: Mapping[str, tuple[float, float]]
     monitor: str = "loss"
     sums: bool = False
 

@@ -78,6 +78,7 @@ class Classification(Objective):
         self.higher_is_better = {"accuracy": True, "f1_macro": True}
         if spec.classes == 2:
             self.higher_is_better["auroc"] = True
+        self.ranges = {**dict.fromkeys(self.higher_is_better, (0.0, 1.0)), "loss": (0.0, math.inf)}
 
     def forward(self, tokens: Mapping[str, Tokens], fused: Tensor | None, batch: Batch) -> Tensor:  # noqa: ARG002 - contract
         """Logits [B, C] from the fused feature [B, D]."""

@@ -76,6 +76,8 @@ class Regression(Objective):
         self.sums = reduction != "mean"
         self.primary = "mse"
         self.higher_is_better = {"mse": False, "mae": False, "r2": True}
+        errors = dict.fromkeys(("mse", "mae", "loss"), (0.0, math.inf))
+        self.ranges = {**errors, "r2": (-math.inf, 1.0)}
 
     def forward(self, tokens: Mapping[str, Tokens], fused: Tensor | None, batch: Batch) -> Tensor:  # noqa: ARG002 - contract
         """Values [B, D] from the fused feature."""

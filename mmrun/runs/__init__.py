@@ -25,7 +25,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmrun.runs.finder import find, find_sweep, find_tree
+from mmrun.runs.finder import find, find_sweep, find_tree, outputs
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import SWEEP_RECORD, Paths, metrics_columns, point_directory
 from mmrun.runs.reader import list_runs, point, read, read_all
@@ -54,6 +54,7 @@ __all__ = [
     "freeze",
     "list_runs",
     "metrics_columns",
+    "outputs",
     "point",
     "point_directory",
     "read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from mmrun.runs.record import UNREADABLE
 
 LAST = "last"
 _SHOWN = 5
+
+
+def outputs() -> Path:
+    """The root of all runs, where a command names no other."""
+    return Path(os.environ.get("MMRUN_OUTPUTS", "outputs"))
 
 
 def find(text: str, outputs: Path) -> Path:

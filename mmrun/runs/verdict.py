@@ -110,10 +110,11 @@ def clip_block(
     per: str = "global",
     optimizer: str = "",
     stable: Stability | None = None,
+    counted: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The ``clip`` block of run.json, its verdict included.
 
-    A share is one of recorded steps; the coefficient is the median over the steps at which the law
+    A share is one of all steps where they were counted, else of recorded ones; the coefficient is the median over the steps at which the law
     changed anything (1 when it never did); ``elements`` the mean share of elements changed. A
     scope's ``share`` is its median part of the squared norm. None stands for what was not recorded.
 
@@ -124,7 +125,10 @@ def clip_block(
         per: granularity of the law.
         optimizer: its name, so that the verdict can say what to expect.
         stable: how the training went.
+        counted: over every step, also those without a row: ``clip/fraction`` and ``clip/fraction/<scope>``,
+            ``clip/elements``, and the number ``grad/nonfinite``.
     """
+    known = counted or {}
     norms = _finite(gradients.get("grad/norm"))
     engaged = _engaged(gradients, "")
     coefficient = gradients.get("clip/coefficient")
@@ -135,15 +139,19 @@ def clip_block(
         "algorithm": algorithm,
         "threshold": number,
         "per": per,
-        "fraction": _share(engaged),
+        "fraction": known.get("clip/fraction", _share(engaged)),
         "coefficient": _median_where(coefficient, engaged),
-        "elements": _mean(gradients.get("clip/elements")),
-        "scopes": _scopes(gradients),
+        "elements": known.get("clip/elements", _mean(gradients.get("clip/elements"))),
+        "scopes": _scopes(gradients, known),
     }
     block["verdict"] = _sentence(
         block,
         norms=norms,
-        nonfinite=int(np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)),
+        nonfinite=int(
+            known.get(
+                "grad/nonfinite", np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)
+            )
+        ),
         optimizer=optimizer,
         stable=stable,
     )
@@ -208,7 +216,9 @@ def _sentence(
     return "; ".join(parts)
 
 
-def _scopes(gradients: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+def _scopes(
+    gradients: Mapping[str, Array], known: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
     names = scope_names(gradients)
     if not names:
         return {}
@@ -225,7 +235,7 @@ def _scopes(gradients: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
                 f"p{quantile}": None if value is None else float(value)
                 for quantile, value in zip(SPREAD_QUANTILES, values, strict=True)
             },
-            "fraction": _share(_engaged(gradients, f"/{name}")),
+            "fraction": known.get(f"clip/fraction/{name}", _share(_engaged(gradients, f"/{name}"))),
             "share": float(np.median(shares[row])) if valid.any() else None,
             "payer": _median(gradients.get(f"clip/payer/{name}")),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.running import SMALL, column, fit
+from tests.running import SMALL, column, fit, table
 
 pytestmark = pytest.mark.trains
 
@@ -24,6 +24,21 @@ def test_one_line_per_validation_where_nobody_watches(capsys: pytest.CaptureFixt
         assert f" loss {losses[number]:.3f} " in words
         assert f" accuracy {accuracy[number]:.3f} " in words
         assert words.endswith(f" clipped {100 * fraction[number]:.0f} %")
+
+
+def test_a_training_that_ends_between_two_validations_has_a_line_for_its_end(
+    capsys: pytest.CaptureFixture[str],
+):
+    record = fit(*WORDS, "trainer.max_steps=6")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[:4] for line in lines] == [
+        ["epoch", "1", "step", "4"],
+        ["epoch", "2", "step", "6"],
+    ]
+    rows = table(record["directory"] / "metrics.csv")
+    assert [(row["step"], row["epoch"]) for row in rows] == [("4", "0"), ("6", "1")]
+    assert all(row["val/loss"] and row["train/loss"] for row in rows)
+    assert record["epochs"] == 2
 
 
 def test_the_bar_and_the_lines_can_be_switched_off(capsys: pytest.CaptureFixture[str]):

@@ -67,6 +67,26 @@ def test_rows_are_thinned_by_record_every_and_means_are_not():
         assert values == pytest.approx(sparse[name], nan_ok=True), name
 
 
+@pytest.mark.parametrize("every", [4, 1000])
+def test_the_verdict_counts_every_step_whatever_is_recorded(every: int):
+    words = [*WORDS[:-1], "clip=value_0.1"]
+    dense, sparse = fit(*words), fit(*words, f"clip.record_every={every}")
+    engaged = column(dense["directory"] / "gradients.csv", "clip/elements") > 0
+    assert dense["clip"]["fraction"] == pytest.approx(engaged.mean())
+    assert 0 < engaged.mean() < 1
+    for key in ("fraction", "elements"):
+        assert sparse["clip"][key] == pytest.approx(dense["clip"][key]), key
+    for scope, block in dense["clip"]["scopes"].items():
+        assert sparse["clip"]["scopes"][scope]["fraction"] == block["fraction"], scope
+    said = dense["clip"]["verdict"].split(",")[0]
+    assert sparse["clip"]["verdict"].startswith(said)
+
+
+def test_stability_is_judged_by_every_loss():
+    words = [*WORDS, "optimizer=sgd", "optimizer.lr=0", "schedule=constant"]
+    assert fit(*words, "clip.record_every=7")["stability"] == "collapsed"
+
+
 def test_time_grows_and_the_rate_is_the_optimizer_s():
     directory = fit(
         *WORDS, "schedule=constant", "optimizer.lr=0.02", "trainer.log_every_n_steps=3"

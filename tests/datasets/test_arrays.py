@@ -286,6 +286,22 @@ WRONG: dict[str, Any] = {
     ),
     "negative label": (write("train_labels", np.full(40, -1)), {}, "train_labels"),
     "names too few": (break_nothing, {"class_names": ["x", "y"]}, "dataset.class_names says so"),
+    "a label far beyond": (
+        write("train_labels", np.arange(40) + 10**9 * (np.arange(40) == 7)),
+        {},
+        r"far beyond the number of samples \(given: 1000000007, 40 samples\)",
+    ),
+    "a single class": (write("train_labels", np.zeros(40, int)), {}, "a single class"),
+    "a single class, not the first": (write("train_labels", np.full(40, 2)), {}, "a single class"),
+    "width 0": (
+        lambda root: [
+            save(root, f"sound/{split}_data", np.zeros((n, 5, 0)))
+            for split, n in (("train", 40), ("test", 12))
+        ],
+        {},
+        "samples of modality sound are empty",
+    ),
+    "used twice": (break_nothing, {"use": ["sound", "sound"]}, "names a modality twice"),
     "labels of two axes": (
         write("train_labels", np.zeros((40, 3), int)),
         {},

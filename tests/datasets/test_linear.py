@@ -37,6 +37,14 @@ def test_targets_are_exact_by_hand():
     assert torch.equal(batch.target, a[:, :1] - 2 * a[:, 1:] + 0.5 * b)
 
 
+@pytest.mark.parametrize("use", ["all", ["b"]])
+def test_no_splits_share_a_sample(use):
+    data = Linear(seed=0, modalities=MODALITIES, samples=200, use=use)
+    rows = {name: {tuple(row) for row in everything(data, name)[0]} for name in data.spec.sizes}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert not rows[one] & rows[other]
+
+
 def test_noise_has_the_size_asked_for():
     x, y = everything(Linear(seed=0, modalities=MODALITIES, noise=0.3, samples=4000), "train")
     residual = y - x @ np.array([[1.0], [-2.0], [0.5], [0.0]])
