@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from mmrun import __version__
 from mmrun.errors import UserError, nearest
 from mmrun.exits import guarded, program, shown
+from mmrun.signals import ending
 
 if TYPE_CHECKING:
     from mmrun.launch.loop import Outcome
@@ -40,7 +41,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun doctor                                     python, torch, devices, write access, W&B key
 
 RUN is a path, a name or unique id prefix below outputs/ (MMRUN_OUTPUTS names another folder), or last.
-TAB completes after eval "$(mmrun -sc install=bash)"; zsh and fish too (fish: mmrun -sc install=fish | source).
+TAB completes after eval "$(mmrun -sc install=bash)"; zsh too; in fish, mmrun -sc install=fish | source.
 mmrun VERB --help says more; MMRUN_TRACEBACK=1 shows where an error came from.
 Exit codes: 0 good, 1 a run failed or diverged, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -135,18 +136,22 @@ def _train(words: list[str]) -> int:
                 remedy = nearest(word, (*compose.MULTIRUN, DRY_RUN, *compose.HYDRA_FLAGS))
                 raise UserError("train has no such flag", given=word, remedy=remedy)
         overrides = [word for word in rest if word not in flags]
-        if compose.is_sweep(rest, config_dirs):
-            return _sweep(compose.sweep(overrides, config_dirs), dry=DRY_RUN in flags)
-        point = compose.point(overrides, config_dirs)
+        several = compose.is_sweep(rest, config_dirs)
+        if several:
+            sweep = compose.sweep(overrides, config_dirs)
+        else:
+            sweep = Sweep(name="", points=(compose.point(overrides, config_dirs),), axes={})
     if DRY_RUN in flags:
-        from mmrun.spec import Sweep
-
-        return _dry_run(Sweep(name="", points=(point,), axes={}))
+        return _dry_run(sweep)
+    if several:
+        return _sweep(sweep)
+    (point,) = sweep.points
     from mmrun.trust import targets
     from mmrun.user_code import add_to_path
 
     add_to_path(point.config_dirs)
-    from mmrun.train import main_exit_code, train
+    with ending():
+        from mmrun.train import main_exit_code, train
 
     # What stands in this command line is the user's own; it is trusted as the user is.
     record = train(point, trust=targets(point.config))
@@ -156,9 +161,7 @@ def _train(words: list[str]) -> int:
     return main_exit_code(record)
 
 
-def _sweep(sweep: Sweep, *, dry: bool) -> int:
-    if dry:
-        return _dry_run(sweep)
+def _sweep(sweep: Sweep) -> int:
     from mmrun import tracking
     from mmrun.launch import loop
     from mmrun.launch.executor import make_executor
@@ -218,8 +221,9 @@ def _resume(words: list[str]) -> int:
     changes = compose.resumable(given.changes)
     from mmrun import point
     from mmrun.compare.summary import summary
-    from mmrun.train import main_exit_code
 
+    with ending():
+        from mmrun.train import main_exit_code
     record = point.run(directory, resume=True, changes=changes, trust=trust)
     print(summary(record))
     return main_exit_code(record)
@@ -246,8 +250,9 @@ def _eval(words: list[str]) -> int:
     )
     given, trust = _parse_trusting(parser, words)
     from mmrun import compose, runs
-    from mmrun.evaluate import evaluate
 
+    with ending():
+        from mmrun.evaluate import evaluate
     directory = runs.find(given.run, _outputs())
     path, scores = evaluate(directory, compose.changes(given.changes), trust=trust)
     recorded = runs.read(directory)["test"]
@@ -275,8 +280,9 @@ def _predict(words: list[str]) -> int:
     )
     given, trust = _parse_trusting(parser, words)
     from mmrun import runs
-    from mmrun.evaluate import predict
 
+    with ending():
+        from mmrun.evaluate import predict
     directory = runs.find(given.run, _outputs())
     n, absent = predict(directory, given.input, given.output, trust=trust)
     if absent:

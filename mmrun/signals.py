@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -38,6 +39,23 @@ def interruptible() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process at once while this lasts.
+
+    For imports before anything exists: a library that is being imported may turn an exception into another one.
+    """
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    with contextlib.suppress(ValueError):  # only the main thread can say so
+        for signum in STOPPED_BY:
+            before[signum] = signal.signal(signum, _end)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def take_signals() -> None:
     """Handle them here again, after a library has put handlers of its own in place."""
     with contextlib.suppress(ValueError):
@@ -58,6 +76,12 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _end(signum: int, _frame: FrameType | None) -> None:
+    word = "interrupted" if signum == signal.SIGINT else "terminated"
+    os.write(sys.stderr.fileno(), f"mmrun: {word}\n".encode())
+    os._exit(128 + signum)
 
 
 def _raise(signum: int, _frame: FrameType | None) -> None:

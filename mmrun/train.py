@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from mmrun import tracking
@@ -30,6 +29,7 @@ from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
+from mmrun.callbacks.wandb import WandbRun
 from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, nearest
@@ -150,9 +150,12 @@ class _Training:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cuda", local) if self.options.on_gpu else torch.device("cpu")
         self.console = _LastingConsole()
-        self.logger_mode: tracking.Mode = logger_mode if self.first else "none"
-        self.logger_line = line
-        self.wandb: Any = None
+        self.wandb = WandbRun(
+            logger_mode if self.first else "none",
+            line,
+            say=self._say,
+            alarm=partial(self._say, aloud=True),  # a lost server is told of also in a sweep
+        )
         self.began = time.monotonic()
         self.seconds_before = (run.record["seconds"] or 0.0) if resume else 0.0
 
@@ -173,14 +176,14 @@ class _Training:
                 return self._fit_and_score()
             except Interrupted as signal_:
                 self._end("killed", stopped_by=STOPPED_BY.get(signal_.signum, "signal"))
-                self._finish_tracking(128 + signal_.signum)
+                self.wandb.finish(128 + signal_.signum)
                 if self.first and self.paths.last.exists():
                     signal_.add_note(continuing(self.run.directory))
                 raise
             except BaseException as error:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
                 self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
-                self._finish_tracking(1)
+                self.wandb.finish(1)
                 if self.first:
                     error.add_note(f"the run and its log: {shown(self.paths.log)}")
                 raise
@@ -189,9 +192,8 @@ class _Training:
         if not self.resume:
             self.run.reset()
         previous = self.run.record["wandb"]
-        self.run.start(
-            device=_device_name(self.device), wandb=previous | {"id": self._wandb_id(previous)}
-        )
+        id = self.wandb.id_after(previous, resume=self.resume)
+        self.run.start(device=_device_name(self.device), wandb=previous | {"id": id})
 
     def _abandon(self, error: OSError) -> None:
         """Write down that it failed; where that fails too, nothing half-made is left."""
@@ -206,13 +208,14 @@ class _Training:
 
     def _fit_and_score(self) -> dict[str, Any]:
         self._say(f"run      {shown(self.run.directory)}")
-        self._start_tracking()
+        hyperparameters = dict(self.module.hparams)
+        self.wandb.start(self.run, self.config, hyperparameters, resume=self.resume)
         start = self._prepare_files()
         recorder, callbacks = self._callbacks()
         options = self.options
         if not self.module.automatic_optimization:  # it accumulates itself; Lightning would refuse
             options = replace(options, accumulate_grad_batches=1)
-        trainer = make_trainer(options, callbacks=callbacks, loggers=self._loggers())
+        trainer = make_trainer(options, callbacks=callbacks, loggers=self.wandb.loggers())
         torch.manual_seed(_mixed(self.config["seed"], self.rank))
         fit_began = time.monotonic()
         try:
@@ -270,8 +273,7 @@ class _Training:
             steps_to_target=stops.steps_to_target,
         )
         self._keep_checkpoints()  # all of them are there until the record says how it ended
-        tracking.summarise(self.wandb, self.run.record)
-        self._finish_tracking(1 if stable.state == "diverged" else 0)
+        self.wandb.finish(1 if stable.state == "diverged" else 0, self.run.record)
         return self.run.record
 
     def _prepare_files(self) -> int:
@@ -368,48 +370,6 @@ class _Training:
         """Wall time of the run so far, earlier parts of it included."""
         return self.seconds_before + time.monotonic() - self.began
 
-    # W&B
-
-    def _wandb_id(self, previous: Mapping[str, Any]) -> str | None:
-        if self.logger_mode == "none":
-            return None
-        return (previous.get("id") if self.resume else None) or tracking.new_id()
-
-    def _start_tracking(self) -> None:
-        if self.logger_mode == "none":
-            return
-        if self.logger_line:
-            self._say(self.logger_line)
-        options, record = self.config["logger"], self.run.record
-        choices = record["choices"]
-        if self.logger_mode == "online" and self.resume and record["wandb"]["mode"] == "offline":
-            # An earlier part that is uploaded after this one would overwrite its ending.
-            self.logger_mode = "offline"
-            self._say(f"W&B: offline, as this run began; upload with: {tracking.later()}")
-        self.wandb = tracking.start(
-            self.logger_mode,
-            id=record["wandb"]["id"],
-            name=record["name"],
-            directory=tracking.home(self.run.directory, record["sweep"]),
-            config={**self.config, **dict(self.module.hparams), "id": record["id"]},
-            project=options.get("project") or tracking.PROJECT,
-            entity=options.get("entity"),
-            group=options.get("group") or record["sweep"],
-            tags=[
-                *options.get("tags", []),
-                *(choices[group] for group in ("clip", "fusion", "dataset") if group in choices),
-            ],
-            say=partial(self._say, aloud=True),  # that a server is lost is told also in a sweep
-        )
-        self.run.update(wandb=tracking.describe(self.wandb, self.logger_mode))
-
-    def _finish_tracking(self, exit_code: int) -> None:
-        run, self.wandb = self.wandb, None
-        tracking.finish(run, exit_code)
-
-    def _loggers(self) -> list[Logger]:
-        return [] if self.wandb is None else [_Forgiving(experiment=self.wandb)]
-
     def _say(self, line: str, *, aloud: bool = False) -> None:
         if self.first:
             if aloud or not self.brief:
@@ -423,24 +383,6 @@ class _LastingConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Forgiving(WandbLogger):
-    """A W&B that fails is said once, and ends no training: the run's own files have every row."""
-
-    failed = False
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Nothing: the run was begun with them, in a form that W&B can read."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.failed:
-            return
-        try:
-            super().log_metrics(tracking.sendable(metrics), step)
-        except Exception as error:
-            self.failed = True
-            logging.getLogger("mmrun").error("W&B: logging has stopped (%s)", error)
 
 
 class _OwnSignals(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import mmrun
 from mmrun import compose
 from mmrun.build import build
+from mmrun.closing import score_checkpoints
 from mmrun.errors import UserError
 from mmrun.objectives.classification import Classification
 from mmrun.objectives.regression import Regression
@@ -36,12 +38,21 @@ def test_equal_targets_call_no_regression_a_guess():
 
 
 @pytest.mark.trains
-def test_deterministic_kernels_end_with_the_training_that_asked_for_them():
+def test_deterministic_kernels_end_with_the_training_that_asked_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[bool] = []
+
+    def looking(*given: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return score_checkpoints(*given)
+
+    monkeypatch.setattr("mmrun.train.score_checkpoints", looking)
     words = (*SMALL, "trainer=smoke")
     fit(*words, "trainer.deterministic=true")
-    assert torch.are_deterministic_algorithms_enabled()
-    fit(*words, "seed=1")
     assert not torch.are_deterministic_algorithms_enabled()
+    fit(*words, "seed=1")
+    assert seen == [True, False]
 
 
 @pytest.mark.trains

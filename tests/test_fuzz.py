@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+import mmrun.launch.loop
 import mmrun.train
 from mmrun import cli
 from mmrun.errors import UserError
@@ -169,6 +170,7 @@ def test_mutated_command_lines_are_answered_in_one_line_and_leave_nothing(
         raise UserError("created")
 
     monkeypatch.setattr(mmrun.train, "create", create)
+    monkeypatch.setattr(mmrun.launch.loop, "drive", create)
     monkeypatch.setenv("HOME", str(tmp_path))
     rng = random.Random(SEED)
     codes: dict[int, int] = {}

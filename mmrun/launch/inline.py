@@ -5,17 +5,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mmrun import point
 from mmrun.errors import UserError
 from mmrun.launch.executor import Executor, Job
+from mmrun.signals import ending
 
 
 class Inline(Executor):
     """``submit`` returns when the point has ended. A crash of the interpreter ends the sweep; the same command continues it."""
 
+    def __init__(self, *, fail_fast: bool) -> None:
+        super().__init__(fail_fast=fail_fast)
+        with ending():  # torch and Lightning: an interrupt here is none of the first point's
+            import mmrun.train  # noqa: F401
+
     def submit(self, job: Job, slot: int) -> Path:  # noqa: ARG002 (there is one)
         """Train the point to its end, whatever that is; signals go through."""
-        from mmrun import point  # torch and Lightning, when the first point needs them
-
         try:
             if job.resume:
                 try:

@@ -51,6 +51,7 @@ def drive(
     executor: Executor,
     *,
     trust: Collection[str] = (),
+    notes: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train what a sweep has left to train, in the folder ``outputs/<name>``.
@@ -60,6 +61,7 @@ def drive(
         outputs: the root of all runs.
         executor: who trains them.
         trust: packages beside mmrun and torch.optim that a ``_target_`` may name.
+        notes: lines that all points would say.
         say: prints a line.
 
     Raises:
@@ -81,7 +83,7 @@ def drive(
             points={each.point.id: each.directory.name for each in planned},
         )
         write_ledger(directory, ledger)
-        for line in report.opening(directory, planned, sweep.rerun, sweep.repeated):
+        for line in (*report.opening(directory, planned, sweep.rerun, sweep.repeated), *notes):
             say(line)
         return _run(directory, ledger.name, planned, executor, trust, say)
 
@@ -133,6 +135,7 @@ def _run(
     except Interrupted as signal:
         left = sum(_unfinished(each) for each in todo)
         done = len(planned) - left
+        signal.__notes__ = []  # how the point alone goes on
         signal.add_note(report.interrupted(directory, done, len(planned)))
         raise
     outcome.records = {each.directory: read(each.directory) for each in planned}

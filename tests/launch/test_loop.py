@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shutil
 import signal
@@ -408,3 +409,11 @@ def test_a_damaged_ledger_is_no_dead_end(capsys: pytest.CaptureFixture[str]):
     run("clip=none")
     assert "points   1: 1 done" in capsys.readouterr().out
     assert len(read_ledger(SWEEP).points) == 1
+
+
+def test_garbage_is_collected_while_a_sweep_trains(monkeypatch: pytest.MonkeyPatch):
+    """Composing switches the collector off: models of a thousand points would stay."""
+    seen: list[bool] = []
+    monkeypatch.setattr("mmrun.point.run", lambda *_, **__: seen.append(gc.isenabled()))
+    run("clip=none,0.5")
+    assert seen == [True, True]
