@@ -124,8 +124,9 @@ def _train(words: list[str]) -> int:
             given=" ".join(trust),
             remedy="What stands in its command line is trusted already.",
         )
-    with _uncollected():
+    with _uncollected(), ending():
         from mmrun import compose
+        from mmrun.spec import Sweep
 
         if any(word.split("=", 1)[0] in compose.HYDRA_FLAGS for word in rest):
             compose.hydra_answers(rest, config_dirs)
@@ -172,12 +173,10 @@ def _sweep(sweep: Sweep) -> int:
     config = sweep.points[0].config
     trust = set[str]().union(*(targets(point.config) for point in sweep.points))
     executor = make_executor(config["launcher"], trust)
-    _, line = tracking.mode(
-        config["logger"]["mode"]
-    )  # said once; no key where one is needed ends it here
-    if line:
-        print(line)
-    return _closing(loop.drive(sweep, Path(config["outputs"]), executor, trust=trust))
+    _, line = tracking.mode(config["logger"]["mode"])  # no key where one is needed ends it here
+    notes = [line] if line else []
+    outputs = Path(config["outputs"])
+    return _closing(loop.drive(sweep, outputs, executor, trust=trust, notes=notes))
 
 
 def _dry_run(sweep: Sweep) -> int:

@@ -48,7 +48,7 @@ def run_python(*words: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, *words],
         capture_output=True,
         text=True,
-        env=_environment(environment),
+        env=environment_with(environment),
         timeout=300,
         check=False,
     )
@@ -62,11 +62,11 @@ def start(
         [sys.executable, *python, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_environment(environment),
+        env=environment_with(environment),
     )
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def environment_with(more: Mapping[str, str]) -> dict[str, str]:
     """This process's, without the W&B service that a run of this process has started."""
     return {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | dict(more)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from mmrun import cli
 from mmrun.runs.heartbeat import process_start
 from mmrun.runs.record import blank, to_text
 from tests.fake_wandb import GONE, HANG, KEY, FakeWandb
-from tests.running import run_python
+from tests.running import environment_with, run_python
 
 # Runs of one process: {id: [home, first step, steps, exit code]}.
 RUNS = """
@@ -179,7 +178,7 @@ def test_a_server_that_is_lost_in_mid_run_gets_the_rest_later(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | server.environment,
+            env=environment_with(server.environment),
         )
         watch = threading.Timer(120, child.kill)  # an ending that takes for ever is a failure
         watch.start()
