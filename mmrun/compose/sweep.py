@@ -21,7 +21,6 @@ from mmrun.compose.overrides import SWEEP_WORDS, parse, split, typed
 from mmrun.compose.points import Template
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
-from mmrun.runs.layout import slug
 from mmrun.spec import Point, Rerun, Sweep, config_id, outside_id
 
 MULTIRUN = ("-m", "--multirun")
@@ -271,6 +270,8 @@ def _count(text: Any) -> int:
 
 
 def _name(given: str | None) -> str | None:
+    from mmrun.runs.layout import slug  # the package takes 15 ms, and few sweeps are given a name
+
     if given is not None and given != slug(given):
         raise UserError(
             "a sweep's name is that of one folder",
