@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mmrun import __version__
 from mmrun.errors import UserError, nearest
-from mmrun.exits import guarded, program, shown
+from mmrun.exits import guarded, program, say, shown
 from mmrun.signals import ending
 
 if TYPE_CHECKING:
@@ -190,17 +190,18 @@ def _dry_run(sweep: Sweep) -> int:
 def _closing(outcome: Outcome) -> int:
     from mmrun.launch import report
 
-    for line in report.closing(outcome.records, outcome.refused):
-        print(line)
+    for line in report.closing(outcome.records, outcome.refused, outcome.lost):
+        say(line)
     where = shown(outcome.directory)
-    print(f"{'sweep':8} {where}\n")
+    say(f"{'sweep':8} {where}\n")
     from mmrun.compare import table
 
-    comparison = table.compare([outcome.directory], outputs=outcome.directory.parent)
-    if len(comparison.groups) <= MOST_ROWS:
-        print(table.text(comparison, width=_width(None)))
-    else:
-        print(f"{'next':8} {program()} compare {shlex.quote(where)}")
+    with contextlib.suppress(UserError):  # where every folder is gone there is nothing to compare
+        comparison = table.compare([outcome.directory], outputs=outcome.directory.parent)
+        if len(comparison.groups) <= MOST_ROWS:
+            say(table.text(comparison, width=_width(None)))
+        else:
+            say(f"{'next':8} {program()} compare {shlex.quote(where)}")
     return outcome.exit_code
 
 
@@ -235,10 +236,18 @@ def _resume_sweep(sweep: Path, changes: Sequence[str], trust: Sequence[str]) -> 
             given=" ".join(changes),
             remedy="Resume a single point with changes, or give the sweep's command with others.",
         )
+    from mmrun import runs
     from mmrun.launch import loop
+    from mmrun.launch.executor import make_executor
     from mmrun.launch.inline import Inline
 
-    return _closing(loop.resume(sweep, Inline(fail_fast=False), trust=trust))
+    for record in runs.read_all([sweep]).values():
+        if "launcher" in record["config"]:
+            executor = make_executor(record["config"]["launcher"], trust)
+            break
+    else:
+        executor = Inline(fail_fast=False)
+    return _closing(loop.resume(sweep, executor, trust=trust))
 
 
 def _eval(words: list[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmrun.errors import UserError
+from mmrun.signals import deaf
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -28,6 +29,14 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+def say(line: str) -> None:
+    """Print a line of long work at once. Its reader may go (``mmrun train -m ... | head``): the work goes on, unheard."""
+    try:
+        print(line, flush=True)  # noqa: T201 (what it is for)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def continuing(directory: Path) -> str:
     """The sentence that says how an interrupted run goes on."""
     return f"continue it: {program()} resume {shlex.quote(shown(directory))}"
@@ -35,6 +44,9 @@ def continuing(directory: Path) -> str:
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a mistake of the user's, 1 for a failure, 130 and 143 for signals."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for good)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without some letter is no failure
@@ -66,8 +78,9 @@ def guarded(command: Callable[[], int]) -> int:
         signum = getattr(error, "signum", None)
         if signum is None:
             raise
-        _tell(f"mmrun: {'interrupted' if signum == 2 else 'terminated'}")
-        _say_notes(error)
+        with deaf():
+            _tell(f"mmrun: {'interrupted' if signum == 2 else 'terminated'}")
+            _say_notes(error)
         return 128 + signum
 
 

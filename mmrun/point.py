@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def run(
             said = (
                 str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             )
-            Run.open(directory).finish("failed", stopped_by="error", error=said)
+            run = Run.open(directory)
+            run.paths.log.write_text(traceback.format_exc(), encoding="utf-8")
+            run.finish("failed", stopped_by="error", error=said)
         raise
 
 

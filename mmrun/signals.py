@@ -25,18 +25,24 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise ``Interrupted`` while this lasts; only the main thread can say so."""
+    """SIGINT and SIGTERM raise ``Interrupted`` while this lasts; only the main thread can say so.
+
+    One is enough: while it is on its way through others of these, a second one is not heard.
+    """
     before: dict[int, Callable[..., Any] | int | None] = {}
-    try:
+    with contextlib.suppress(ValueError):
         for signum in STOPPED_BY:
             before[signum] = signal.signal(signum, _raise)
-    except ValueError:
-        pass
+    interrupted = False
     try:
         yield
+    except Interrupted:
+        interrupted = True
+        raise
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            again = signal.SIG_IGN if interrupted and handler is _raise else handler
+            signal.signal(signum, again)
 
 
 @contextlib.contextmanager
@@ -61,6 +67,20 @@ def take_signals() -> None:
     with contextlib.suppress(ValueError):
         for signum in STOPPED_BY:
             signal.signal(signum, _raise)
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Neither SIGINT nor SIGTERM is heard while this lasts: for the last words of a process that was told to end."""
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    with contextlib.suppress(ValueError):
+        for signum in STOPPED_BY:
+            before[signum] = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def end_with_parent(parent: int | None = None) -> None:

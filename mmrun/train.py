@@ -80,7 +80,7 @@ def train(
     """
     config = changed(point.config, changes or {})
     with interruptible(), isolated():
-        built = build(config, trust)
+        built = _build(config, trust)
         _check_target(built)
         _check_nodes(built)
         ranks = built.options.devices * built.options.num_nodes
@@ -182,11 +182,13 @@ class _Training:
                 raise
             except BaseException as error:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
+                if isinstance(error, SystemExit):  # of a user's code: it would end a whole sweep
+                    error = RuntimeError(f"the code that was trained called sys.exit({error.code})")
                 self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
                 self.wandb.finish(1)
                 if self.first:
                     error.add_note(f"the run and its log: {shown(self.paths.log)}")
-                raise
+                raise error
 
     def _begin(self) -> None:
         if not self.resume:
@@ -390,6 +392,17 @@ class _OwnSignals(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         take_signals()  # Lightning places its own after ``on_fit_start``
+
+
+def _build(config: Mapping[str, Any], trust: Collection[str]) -> Built:
+    try:
+        return build(config, trust)
+    except SystemExit as error:
+        raise UserError(
+            "code that the config names has ended the process",
+            given=f"sys.exit({error.code})",
+            remedy="Let it raise an exception that says what is wrong.",
+        ) from error
 
 
 def _check_target(built: Built) -> None:

@@ -99,6 +99,16 @@ EQUAL_TO_LONE = [
     ["threads=1,2", "optimizer.weight_decay=${optimizer.lr}", "optimizer.lr=0.1,0.2"],
     ["trainer.target={accuracy:0.5},{accuracy:0.6}", "seeds=2"],
     ["dataset=synthetic", "+dataset.modalities.d=vector,sequence", "seeds=2"],
+    ["optimizer=sgd", "optimizer={lr: 0.5}", "seeds=2"],
+    ["optimizer=sgd,momentum", "optimizer={lr: 0.5}"],
+    ["dataset=synthetic", "dataset={samples: 60}", "seeds=2"],
+    ["optimizer.lr=0.1,0.2", "optimizer={lr:0.5},{lr:0.6}"],
+    ["optimizer={lr:0.5},{weight_decay:0.6}", "optimizer.lr=0.1,0.2"],
+    ["trainer.max_epochs=${data_seed}", "seed=1,2,3"],
+    ["dataset.batch_size=${threads}", "threads=1,2", "trainer.max_epochs=${dataset.batch_size}"],
+    ["optimizer.weight_decay=${optimizer.lr}", "optimizer.lr=${seed},0.1", "seed=1,2"],
+    ["dataset={encoders:{text:lstm}},{encoders:{text:gru}}", "seeds=2"],
+    ["trainer.max_time=null,'00:00:01:00'", "seeds=2"],
 ]
 
 
@@ -112,6 +122,35 @@ def test_a_point_is_what_it_is_alone(words: list[str]):
         assert point.choices == lone.choices
         assert point.id == lone.id
         assert point.overrides == lone.overrides
+
+
+def test_what_follows_from_another_key_follows_it():
+    for point in sweep("optimizer.lr=${seed},0.5", "seed=1,2", "threads=${data_seed}").points:
+        assert point.config["threads"] == point.config["seed"]
+        chained = "optimizer.lr=${seed}" in point.overrides
+        assert point.config["optimizer"]["lr"] == (point.config["seed"] if chained else 0.5)
+
+
+def test_a_choice_and_a_mapping_of_one_group_are_two_things():
+    found = sweep("optimizer=sgd,momentum", "optimizer={lr: 0.5}")
+    assert [point.choices["optimizer"] for point in found.points] == ["sgd", "momentum"]
+    assert {point.config["optimizer"]["lr"] for point in found.points} == {0.5}
+
+
+def test_overrides_are_applied_in_the_order_in_which_they_were_typed():
+    found = sweep("optimizer.lr=0.1,0.2", "optimizer={lr:0.5},{lr:0.6}", "seed=3")
+    assert {point.config["optimizer"]["lr"] for point in found.points} == {0.5, 0.6}
+    assert found.points[0].overrides == ("optimizer.lr=0.1", "optimizer={lr:0.5}", "seed=3")
+
+
+def test_names_have_no_escapes():
+    found = sweep("trainer.max_time=null,00:00:01:00", "optimizer.lr=${seed},0.1")
+    assert found.points[-2].name == "trainer.max_time=00:00:01:00,optimizer.lr=${seed}"
+
+
+def test_a_dataset_s_mapping_says_what_it_prefers():
+    (point,) = sweep("dataset=synthetic", "dataset={encoders: {a: identity}}").points
+    assert point.choices["encoder/a"] == "identity"
 
 
 def types(config: Any) -> Any:
@@ -204,6 +243,9 @@ def test_experiments_that_sweep_are_no_axis(own: tuple[str]):
             False,
         ),
         (["experiment=nothing"], False),
+        (["experiment='mine'"], True),
+        (['experiment="mine"'], True),
+        (["experiment= mine"], True),
     ],
 )
 def test_what_means_several_points(own: tuple[str], words: list[str], several: bool):
@@ -240,6 +282,20 @@ def test_more_values_and_seeds_continue_the_same_sweep():
     assert len(others) == 6
 
 
+def test_what_was_set_below_a_swept_group_counts():
+    for words in (
+        ["optimizer=adam,sgd", "optimizer.lr={}"],
+        ["clip=norm,value", "clip.threshold={}"],
+        ["dataset=digits3,digits3_easy", "encoder/text={}"],
+    ):
+        values = ("lstm", "gru") if "encoder" in words[1] else ("0.1", "0.2")
+        one, other = (name(words[0], words[1].format(value)) for value in values)
+        assert one != other
+    assert name("clip=norm,value", "clip.threshold=0.1") == name(
+        "clip=value,norm", "clip.threshold=1e-1"
+    )
+
+
 def test_a_dataset_axis_takes_its_followers_along():
     one = name("dataset=digits3,synthetic", "clip=0.5")
     assert one == name("dataset=synthetic,linear,digits3", "clip=0.5")
@@ -274,6 +330,12 @@ def test_names_of_sweeps(own: tuple[str]):
         ("seed=range(1000) optimizer.lr=range(1000)", "more than 100000 points"),
         ("optimizer.nope=1,2", "no key nope"),
         ("clip=none,0.5 clip.threshold=1", "clip has no key threshold"),
+        ("seed=abc seeds=2", "seed is a whole number"),
+        ("seed=null seeds=2", "seed is a whole number"),
+        ("seed=1.5 seeds=2", "seed is a whole number"),
+        ("seed=1,2.5", "seed is a whole number"),
+        ("data_seed=-1,2", "data_seed is a whole number"),
+        ("encoder/image=cnn,glob(m*)", "glob() stands alone"),
     ],
 )
 def test_a_mistake_in_a_sweep(words: str, hint: str):
@@ -291,6 +353,9 @@ def test_a_mistake_in_a_sweep(words: str, hint: str):
         ("sweep: {nope: [1, 2]}", "no key nope"),
         ("sweep: {rerun: true, clip: [none]}", "rerun is no axis"),
         ("sweep: {seeds: many}", "number of seeds"),
+        ("sweep: {optimizer: {lr: [0.1, 0.2]}}", "Write optimizer.lr: [...]"),
+        ("sweep: {name: [a, b]}", "name is no axis"),
+        ("sweep: {experiment: [a, b]}", "experiment is no axis"),
     ],
 )
 def test_a_mistake_in_a_block(tmp_path: Path, block: str, hint: str):

@@ -118,7 +118,13 @@ def preferences(
 
 def preferring(values: Sequence[Override]) -> list[str]:
     """The overrides of values that the defaults of other groups follow from."""
-    return [typed(v) for v in values if v.key_or_group.startswith(PREFERRING)]
+    return [typed(v) for v in values if _prefers(v)]
+
+
+def _prefers(override: Override) -> bool:
+    key, value = override.key_or_group, override.value() if override.value_type else None
+    inside = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
+    return any(each.startswith(PREFERRING) for each in inside)
 
 
 def searchpath(dirs: tuple[str, ...]) -> list[str]:

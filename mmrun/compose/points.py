@@ -35,7 +35,8 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
     chosen, values = split(parsed, dirs)
     template = Template(chosen, values, dirs)
     made = template.point(values, tuple(overrides), "")
-    name = _text(made.config, "name") if made.config["name"] else _name(parsed, made.choices)
+    name = lone_name(parsed) or made.choices.get("dataset", "run")
+    name = _text(made.config, "name") if made.config["name"] else name
     return replace(made, name=name)
 
 
@@ -71,6 +72,11 @@ class Template:
         if "clip" in choices:
             choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], self.dirs)
         resolved["outputs"] = _text(resolved, "outputs")
+        for key in ("seed", "data_seed"):
+            value = resolved[key]
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                remedy = f"E.g. {key}=1."
+                raise UserError(f"{key} is a whole number, 0 or more", given=value, remedy=remedy)
         return Point(
             config=resolved,
             choices=dict(sorted(choices.items())),
@@ -99,7 +105,8 @@ class Template:
         for old, new in zip(first.values, values, strict=True):
             if old is not new:
                 key, value = new.key_or_group, new.value()
-                names = first.names_of(key) if _is_plain(value) else ()
+                alone = not any(_overlap(key, other.key_or_group) for other in values)
+                names = first.names_of(key) if alone and _is_plain(value) else ()
                 if not names:
                     return None
                 changes |= dict.fromkeys(names, kept_type(first.before[key], value, key))
@@ -133,14 +140,20 @@ class _Composed(NamedTuple):
         if isinstance(node, dict):
             return ()
         names = [key]
-        for name, text in self.linked.items():
-            if text == f"${{{key}}}":
-                names.append(name)
-            elif any(
-                re.search(rf"(?<![A-Za-z0-9_]){re.escape(p)}(?![A-Za-z0-9_])", text) for p in path
-            ) or key.startswith(f"{name}."):
-                return ()
+        follows = dict(self.linked)
+        for name in names:  # grows: a name of a name is one too
+            parts = {name, *name.split(".")}
+            for other, text in list(follows.items()):
+                if text == f"${{{name}}}":
+                    names.append(other)
+                    del follows[other]
+                elif key.startswith(f"{other}.") or any(_mentions(text, part) for part in parts):
+                    return ()
         return tuple(names)
+
+
+def _mentions(text: str, word: str) -> bool:
+    return re.search(rf"(?<![A-Za-z0-9_]){re.escape(word)}(?![A-Za-z0-9_])", text) is not None
 
 
 def _interpolations(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -154,6 +167,11 @@ def _interpolations(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield f"{prefix}[]", f"{text} "
     elif isinstance(node, str) and "${" in node:
         yield prefix, node
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two keys is inside the other: then their order matters."""
+    return key != other and (key.startswith(f"{other}.") or other.startswith(f"{key}."))
 
 
 def _is_plain(value: Any) -> bool:
@@ -213,7 +231,6 @@ def _finish_dataset(config: dict[str, Any], choices: dict[str, str]) -> None:
     config[ENCODER] = encoders
 
 
-def _name(parsed: Sequence[Override], choices: dict[str, str]) -> str:
-    """The overrides that change what is learnt, or the dataset where there are none."""
-    words = [typed(o) for o in parsed if not outside_id(o.key_or_group)]
-    return ",".join(words) or choices.get("dataset", "run")
+def lone_name(parsed: Sequence[Override]) -> str:
+    """The overrides that change what is learnt; nothing where there are none."""
+    return ",".join(typed(o) for o in parsed if not outside_id(o.key_or_group))

@@ -6,25 +6,27 @@ an experiment's file, ``{clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast, get_args
 
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
 from mmrun.compose.overrides import SWEEP_WORDS, parse, split, typed
-from mmrun.compose.points import Template
+from mmrun.compose.points import Template, lone_name
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
 from mmrun.spec import Point, Rerun, Sweep, config_id, outside_id
 
 MULTIRUN = ("-m", "--multirun")
 MOST_POINTS = 100_000
+NO_AXES = ("sweep", "rerun", "name", "experiment", "outputs")  # in an experiment's block
 SEED, DATA_SEED = "seed", "data_seed"
 
 
@@ -32,7 +34,8 @@ def is_sweep(words: Sequence[str], config_dirs: Sequence[str] = ()) -> bool:
     """Whether a command line means several points: ``-m``, ``seeds=``, or an experiment whose axes are not all fixed."""
     if any(word in MULTIRUN or word.startswith("seeds=") for word in words):
         return True
-    given = {word.split("=", 1)[0]: word.partition("=")[2] for word in words}
+    pairs = (word.partition("=") for word in words)
+    given = {key.strip(): value.strip().strip("'\"") for key, _, value in pairs}
     block = _block(given.get("experiment"), checked_dirs(config_dirs))
     return any((SEED if key == "seeds" else key) not in given for key in block)
 
@@ -51,49 +54,51 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
     """
     dirs = checked_dirs(config_dirs)
     words, rest = _sweep_words(overrides)
-    parsed = {override.key_or_group: override for override in parse(rest)}
-    if "name" in parsed:
+    parsed = parse(rest)
+    # fusion=attention and fusion={heads: 2} are two things: only the first can be an axis of its name.
+    named = {o.key_or_group: o for o in parsed if not _is_mapping(o)}
+    if "name" in named:
         remedy = "Points are named after what varies; sweep=NAME names the sweep."
         raise UserError("the points of a sweep name themselves", given="name=", remedy=remedy)
-    block = _experiment_block(parsed.get("experiment"), dirs)
-    seeds = words.get("seeds") or (None if SEED in parsed else block.pop("seeds", None))
+    block = _experiment_block(named.get("experiment"), dirs)
+    seeds = words.get("seeds") or (None if SEED in named else block.get("seeds"))
     block.pop("seeds", None)
     axes: dict[str, list[Override]] = {}
+    slots: list[Override | str] = []  # fixed overrides and keys of axes, as they are applied
     for key, value in block.items():
-        override = parsed.pop(key, None) or _of_block(key, value)
-        axes[key] = _elements(override, dirs)
-    fixed: list[Override] = []
-    for key, override in parsed.items():
-        if override.is_sweep_override():
+        axes[key] = _elements(named.get(key) or _of_block(key, value), dirs)
+        slots += [] if key in named else [key]
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_sweep_override() and key not in axes:
             axes[key] = _elements(override, dirs)
-        else:
-            fixed.append(override)
+        slots.append(key if key in axes and override is named.get(key) else override)
     if seeds is not None:
         if SEED in axes:
             raise UserError(
                 "seeds= counts from one seed", given=f"seeds={seeds}", remedy="Give seed=N or none."
             )
-        first = next(iter(_points(fixed, axes, dirs, first=True)))
-        fixed = [each for each in fixed if each.key_or_group != SEED]
-        base = first.config[SEED]
-        axes[SEED] = parse_each(f"{SEED}={base + k}" for k in range(_count(seeds)))
+        base = _points(slots, axes, dirs, first=True)[0].config[SEED]
+        slots = [slot for slot in slots if slot is not named.get(SEED)]
+        axes[SEED] = _parse_each(f"{SEED}={base + k}" for k in range(_count(seeds)))
+        slots.append(SEED)
     total = 1
     for key, values in axes.items():
         total *= len(values)
         if total > MOST_POINTS:
             raise UserError(
-                f"these are more than {MOST_POINTS} points", given=typed_axis(key, values)
+                f"these are more than {MOST_POINTS} points", given=_typed_axis(key, values)
             )
     unique: dict[str, Point] = {}
     repeated: list[str] = []
-    for point in _points(fixed, axes, dirs):
+    for point in _points(slots, axes, dirs):
         if point.id in unique:
             repeated.append(point.name)
         else:
             unique[point.id] = point
     points = tuple(unique.values())
     return Sweep(
-        name=_name(words.get("sweep")) or _default_name(points[0], fixed, axes),
+        name=_name(words.get("sweep")) or _default_name(points[0], slots, axes),
         points=points,
         axes={key: tuple(map(_shown, values)) for key, values in axes.items()},
         overrides=tuple(overrides),
@@ -103,44 +108,57 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
     )
 
 
-def parse_each(texts: Any) -> list[Override]:
+def _parse_each(texts: Any) -> list[Override]:
     """Each text as an override of its own; the same key may come again."""
     return [parse([text])[0] for text in texts]
 
 
-def typed_axis(key: str, values: Sequence[Override]) -> str:
+def _typed_axis(key: str, values: Sequence[Override]) -> str:
     """An axis as one would type it, for messages."""
     return f"{key}={','.join(map(_shown, values[:5]))}{',...' if len(values) > 5 else ''}"
 
 
 def _points(
-    fixed: Sequence[Override],
+    slots: Sequence[Override | str],
     axes: Mapping[str, Sequence[Override]],
     dirs: tuple[str, ...],
     *,
     first: bool = False,
 ) -> list[Point]:
-    """The points in order; of those that differ in values only, one is composed."""
+    """The points in order; of those that differ in values only, one is composed.
+
+    Args:
+        slots: fixed overrides, and keys of axes, in the order in which they are applied.
+        axes: {key: overrides of one value each}, the slowest first.
+        dirs: folders of the user's own configs.
+        first: whether the first point is all that is wanted.
+    """
+    fixed = [slot for slot in slots if isinstance(slot, Override)]
     halves = {id(o): split([o], dirs) for o in [*fixed, *itertools.chain(*axes.values())]}
-    combinations = list(itertools.product(*axes.values()))[: 1 if first else None]
+    rows: list[dict[str, Override]] = [
+        dict(zip(axes, combination, strict=True))
+        for combination in itertools.product(*axes.values())
+    ][: 1 if first else None]
+    lines = [[s if isinstance(s, Override) else row[s] for s in slots] for row in rows]
+    values = [list(itertools.chain(*(halves[id(o)][1] for o in line))) for line in lines]
     templates: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
-    values: list[list[Override]] = []
-    for number, combination in enumerate(combinations):
-        both = [halves[id(override)] for override in (*fixed, *combination)]
-        chosen = tuple(itertools.chain(*(some for some, _ in both)))
-        values.append(list(itertools.chain(*(some for _, some in both))))
-        templates.setdefault((chosen, tuple(preferring(values[-1]))), []).append(number)
+    for number, line in enumerate(lines):
+        chosen = tuple(itertools.chain(*(halves[id(o)][0] for o in line)))
+        templates.setdefault((chosen, tuple(preferring(values[number]))), []).append(number)
     made: dict[int, Point] = {}
     for (chosen, _), numbers in templates.items():  # one after another: few configs at a time
         template = Template(chosen, values[numbers[0]], dirs)
         for number in numbers:
-            words = [typed(override) for override in (*fixed, *combinations[number])]
-            name = ",".join(
-                f"{key}={_shown(value)}"
-                for key, value in zip(axes, combinations[number], strict=True)
+            words = tuple(typed(override) for override in lines[number])
+            name = ",".join(f"{key}={_shown(value)}" for key, value in rows[number].items())
+            made[number] = template.point(
+                values[number], words, name or lone_name(lines[number]) or "point"
             )
-            made[number] = template.point(values[number], tuple(words), name or "point")
-    return [made[number] for number in range(len(combinations))]
+    return [made[number] for number in range(len(rows))]
+
+
+def _is_mapping(override: Override) -> bool:
+    return override.value_type is not None and isinstance(override.value(), dict)
 
 
 def _sweep_words(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -189,7 +207,7 @@ def _block(option: str | None, dirs: tuple[str, ...]) -> dict[str, Any]:
                 given=path,
                 remedy="E.g. sweep: {clip: [none, 0.5], optimizer.lr: [0.1, 0.3], seeds: 3}.",
             )
-        for key in ("sweep", "rerun"):
+        for key in NO_AXES:
             if key in block:
                 raise UserError(f"{key} is no axis", given=f"{path}: {key}: {block[key]}")
         found |= cast("dict[str, Any]", block)
@@ -198,6 +216,10 @@ def _block(option: str | None, dirs: tuple[str, ...]) -> dict[str, Any]:
 
 def _of_block(key: str, value: Any) -> Override:
     """An axis of a ``sweep:`` block as an override; a string is what one would type."""
+    if isinstance(value, dict):
+        inner = next(iter(value), "KEY")
+        remedy = f"Write {key}.{inner}: [...]."
+        raise UserError("an axis is one key with its values", given=f"sweep: {key}", remedy=remedy)
     values = [_word(each) for each in value] if isinstance(value, list) else [value]
     if not values:
         raise UserError("an axis needs a value", given=f"sweep: {key}: []")
@@ -240,6 +262,8 @@ def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
                 given=typed(override),
                 remedy=nearest("", options(group, dirs)),
             )
+    elif isinstance(value, ChoiceSweep) and any(isinstance(each, Glob) for each in value.list):
+        raise UserError("glob() stands alone", given=typed(override), remedy=f"{key}=glob(*).")
     elif not override.is_discrete_sweep():
         raise UserError(
             "a grid has no intervals",
@@ -255,7 +279,19 @@ def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
             ) from error
     if not texts:
         raise UserError("an axis needs a value", given=typed(override))
-    return parse_each(f"{key}={text}" for text in texts)
+    return [_as_typed(each) for each in _parse_each(f"{key}={text}" for text in texts)]
+
+
+def _as_typed(override: Override) -> Override:
+    """The override with a text that a person would type: Hydra puts a backslash before a colon."""
+    value = override.value()
+    if "\\" not in typed(override) or not isinstance(value, str):
+        return override
+    with contextlib.suppress(UserError):
+        plain = parse([f"{override.get_key_element()}={value}"])[0]
+        if not plain.is_sweep_override() and plain.value() == value:
+            return plain
+    return override
 
 
 def _shown(override: Override) -> str:
@@ -293,20 +329,24 @@ def _rerun(text: str) -> Rerun:
 
 
 def _default_name(
-    first: Point, fixed: Sequence[Override], axes: Mapping[str, Sequence[Override]]
+    first: Point, slots: Sequence[Override | str], axes: Mapping[str, Sequence[Override]]
 ) -> str:
     """A name for people and a hash of the base config and the axes' keys: another value or seed continues the same sweep."""
     config = deepcopy(first.config)
     known = groups(first.config_dirs)
+    dropped: set[str] = set()  # nodes that follow from an axis; what was set in them by hand counts
     for key in (*axes, SEED):
         head, _, part = key.partition("/")
         if key == "experiment":
+            dropped |= set(config)
             config = {}
         elif head == ENCODER and part:
             config.get(ENCODER, {}).pop(part, None)
-        elif head in known:
+            dropped.add(f"{ENCODER}.{part}")
+        elif head in known and "." not in key and not any(map(_is_mapping, axes.get(key, ()))):
             for follows in (head, *((ENCODER, "objective") if head == "dataset" else ())):
                 config.pop(follows, None)
+                dropped.add(follows)
         else:
             *path, leaf = key.split(".")
             node: Any = config
@@ -314,9 +354,16 @@ def _default_name(
                 node = node.get(name, {}) if isinstance(node, dict) else {}
             if isinstance(node, dict):
                 node.pop(leaf, None)
+    fixed = [slot for slot in slots if isinstance(slot, Override)]
     if not any(override.key_or_group == DATA_SEED for override in fixed):
         config.pop(DATA_SEED, None)
+    by_hand = sorted(
+        f"{o.key_or_group}={o.value() if o.value_type is not None else None!r}"
+        for o in fixed
+        if any(f"{o.key_or_group.replace('/', '.')}.".startswith(f"{node}.") for node in dropped)
+    )
     keys = sorted({key for key in axes if not outside_id(key)} | {SEED})
-    digest = hashlib.sha256(f"{config_id(config)} {keys}".encode()).hexdigest()[:8]
+    text = f"{config_id(config)} {keys} {by_hand}" if by_hand else f"{config_id(config)} {keys}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     people = first.choices.get("experiment") or ",".join(key for key in axes if key != SEED)
-    return f"{(people or 'seeds')[:80]}_{digest}"
+    return f"{(people or ('seeds' if axes else 'sweep'))[:80]}_{digest}"

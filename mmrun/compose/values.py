@@ -35,7 +35,7 @@ def apply_values(
             ConfigLoaderImpl._apply_overrides_to_config(rewritten, config)
             after = value_at(config, key)
             kept = kept_type(before, after, key)
-            if kept is not after:
+            if kept is not after and "${" not in text:  # what follows from another key stays so
                 OmegaConf.update(config, key, kept)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(

@@ -42,8 +42,8 @@ def lines(sweep: Sweep) -> Iterator[str]:
         shown = f"{count:>7} steps" if isinstance(count, int) else "      ? steps"
         reason = "" if isinstance(count, int) else f"  ({count})"
         yield printable(f"{action} {shown}  {point.name}{reason}")
-    at_most = "" if not unknown else f", and {unknown} points that cannot be built"
-    yield f"\n{total} steps to train{at_most}; nothing was made"
+    but = "" if not unknown else f", but for {unknown} points whose data cannot be read"
+    yield f"\n{total} steps to train at most{but}; no model was built, and nothing was made"
 
 
 class _Steps:

@@ -31,7 +31,7 @@ class Inline(Executor):
                 ) as error:  # say, a checkpoint that is damaged: the point itself is not
                     sys.stderr.write(f"{job.directory.name}: {error} Training it afresh.\n")
             point.run(job.directory, trust=job.trust, brief=True)
-        except Exception:  # its run.json and train.log say what it was
+        except (Exception, SystemExit):  # its run.json and train.log say what it was
             pass
         return job.directory
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError
+from mmrun.exits import say
 from mmrun.launch import report
 from mmrun.launch.executor import Executor, Job
 from mmrun.launch.plan import DONE, TO_DO, Planned, plan
@@ -32,17 +33,19 @@ class Outcome:
         directory: the sweep's folder.
         records: {run directory: run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
+        lost: names of points of the ledger that have no folder.
     """
 
     directory: Path
     records: dict[Path, dict[str, Any]] = field(default_factory=dict[Path, dict[str, Any]])
     refused: dict[Path, str] = field(default_factory=dict[Path, str])
+    lost: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
         """0 where every point has a result; a diverged one is one."""
         failed = any(record["status"] in report.FAILED for record in self.records.values())
-        return int(failed or bool(self.refused))
+        return int(failed or bool(self.refused) or bool(self.lost))
 
 
 def drive(
@@ -52,7 +55,7 @@ def drive(
     *,
     trust: Collection[str] = (),
     notes: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Outcome:
     """Train what a sweep has left to train, in the folder ``outputs/<name>``.
 
@@ -82,10 +85,17 @@ def drive(
             axes=sweep.axes,
             points={each.point.id: each.directory.name for each in planned},
         )
-        write_ledger(directory, ledger)
+        try:
+            write_ledger(directory, ledger)
+        except OSError as error:
+            raise UserError(
+                f"the sweep's ledger cannot be written: {error.strerror or error}",
+                given=directory / SWEEP_RECORD,
+                remedy="Make room, or name another folder with outputs=DIR.",
+            ) from error
         for line in (*report.opening(directory, planned, sweep.rerun, sweep.repeated), *notes):
             say(line)
-        return _run(directory, ledger.name, planned, executor, trust, say)
+        return _run(directory, ledger, planned, executor, trust, say)
 
 
 def resume(
@@ -93,7 +103,7 @@ def resume(
     executor: Executor,
     *,
     trust: Collection[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Outcome:
     """Train what a sweep's folder has left, as it was frozen there; ``drive`` says the rest.
 
@@ -103,23 +113,42 @@ def resume(
     directory = directory.absolute()
     with interruptible(), locked(directory):
         ledger = read_ledger(directory)
-        points: list[Point] = [frozen_point(run) for run in list_runs(directory) if read(run)["id"]]
+        points: dict[str, Point] = {}
+        unreadable: dict[Path, str] = {}
+        for run in list_runs(directory):
+            record = read(run)
+            if record["id"]:
+                points.setdefault(record["id"], frozen_point(run))
+            else:
+                unreadable[run] = str(record["error"])
+        if not points:
+            raise UserError(
+                "the sweep has no points left",
+                given=directory,
+                remedy=f"Make them again: {report.again(ledger)}",
+            )
         order = {id: number for number, id in enumerate(ledger.points)}
-        points.sort(key=lambda point: order.get(point.id, len(order)))
+        ordered = sorted(points.values(), key=lambda point: order.get(point.id, len(order)))
         rerun: Rerun = "false"
-        planned = plan(directory, points, rerun)
+        planned = plan(directory, ordered, rerun)
         for each in planned:
             if each.action in TO_DO:
                 check_targets(each.point.config, trust)
         write_ledger(directory, ledger)
         for line in report.opening(directory, planned, rerun, ()):
             say(line)
-        return _run(directory, ledger.name, planned, executor, trust, say)
+        outcome = _run(directory, ledger, planned, executor, trust, say)
+        outcome.refused.update(unreadable)
+        folders = {run.name for run in unreadable}
+        outcome.lost = tuple(
+            name for id, name in ledger.points.items() if id not in points and name not in folders
+        )
+        return outcome
 
 
 def _run(
     directory: Path,
-    name: str,
+    ledger: Ledger,
     planned: Sequence[Planned],
     executor: Executor,
     trust: Collection[str],
@@ -127,16 +156,18 @@ def _run(
 ) -> Outcome:
     outcome = Outcome(directory)
     todo = [each for each in planned if each.action in TO_DO]
+    unfrozen: Ledger | None = ledger
     try:
         for each in todo:  # all of them, before the first is trained: conf/ may be edited then
-            _freeze(each, name, outcome)
+            _freeze(each, ledger.name, outcome)
+        unfrozen = None
         todo = [each for each in todo if each.directory not in outcome.refused]
         _work(todo, executor, trust, say)
     except Interrupted as signal:
         left = sum(_unfinished(each) for each in todo)
         done = len(planned) - left
         signal.__notes__ = []  # how the point alone goes on
-        signal.add_note(report.interrupted(directory, done, len(planned)))
+        signal.add_note(report.interrupted(directory, done, len(planned), unfrozen))
         raise
     outcome.records = {each.directory: read(each.directory) for each in planned}
     for refused in outcome.refused:

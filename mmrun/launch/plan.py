@@ -39,22 +39,33 @@ class Planned:
 
 def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
     """What to do with each point; folders are found by id, whatever they are called. Touches nothing."""
-    present = {record["id"]: (run, record) for run, record in _records(sweep) if record["id"]}
+    present: dict[str, list[_Found]] = {}
+    for run in list_runs(sweep) if sweep.is_dir() else []:
+        record = read(run)
+        present.setdefault(record["id"], []).append((run, record))
     here = {"mmrun": __version__, "commit": commit()["commit"]}
-    return [
-        _planned(point, point_directory(sweep, point), present.get(point.id), rerun, here)
-        for point in points
-    ]
+    planned: list[Planned] = []
+    for point in points:
+        directory = point_directory(sweep, point)
+        found = max(
+            present.get(point.id, ()), key=lambda each: _rank(*each, directory), default=None
+        )
+        planned.append(_planned(point, directory, found, rerun, here))
+    return planned
 
 
-def _records(sweep: Path) -> list[tuple[Path, dict[str, Any]]]:
-    return [(run, read(run)) for run in list_runs(sweep)] if sweep.is_dir() else []
+_Found = tuple[Path, dict[str, Any]]
+
+
+def _rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
+    """Of copies of a point the one that counts: a result, else the one that has the point's own name."""
+    return record["status"] in DONE, run == directory
 
 
 def _planned(
     point: Point,
     directory: Path,
-    found: tuple[Path, dict[str, Any]] | None,
+    found: _Found | None,
     rerun: Rerun,
     here: Mapping[str, Any],
 ) -> Planned:

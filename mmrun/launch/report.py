@@ -11,6 +11,7 @@ from mmrun.errors import printable
 from mmrun.exits import program, shown
 from mmrun.launch.plan import DONE, Planned
 from mmrun.runs.layout import Paths
+from mmrun.runs.ledger import Ledger
 from mmrun.spec import Rerun
 
 FAILED = ("failed", "killed", "unreadable")
@@ -73,7 +74,11 @@ class Progress:
         return printable("  ".join(words))
 
 
-def closing(records: Mapping[Path, Mapping[str, Any]], refused: Mapping[Path, str]) -> list[str]:
+def closing(
+    records: Mapping[Path, Mapping[str, Any]],
+    refused: Mapping[Path, str],
+    lost: Sequence[str] = (),
+) -> list[str]:
     """Counts, then every point that has no result, or one that is none, with its reason."""
     counts: dict[str, int] = {}
     for record in records.values():
@@ -98,15 +103,25 @@ def closing(records: Mapping[Path, Mapping[str, Any]], refused: Mapping[Path, st
         log = Paths(run).log
         where = shown(log) if log.exists() else shown(run)
         lines.append(f"  {run.name}: {reason.splitlines()[0]}  ({where})")
+    if lost:
+        names = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
+        lines.append(f"without a folder ({len(lost)}): {names}")
+        lines.append("  the sweep's own command, mmrun train -m ..., makes them again")
     return [printable(line) for line in lines]
 
 
-def interrupted(directory: Path, done: int, total: int) -> str:
-    """How far it came, and how to go on."""
+def interrupted(directory: Path, done: int, total: int, unfrozen: Ledger | None) -> str:
+    """How far it came, and how to go on; with the sweep's own command where not every point has a folder yet."""
+    command = f"{program()} resume {shlex.quote(shown(directory))}"
     return (
-        f"{done} of {total} points are done; continue: "
-        f"{program()} resume {shlex.quote(shown(directory))}"
+        f"{done} of {total} points are done; continue: {again(unfrozen) if unfrozen else command}"
     )
+
+
+def again(ledger: Ledger) -> str:
+    """The command that a sweep was made with."""
+    folders = (word for folder in ledger.config_dirs for word in ("--config-dir", folder))
+    return shlex.join([*shlex.split(program()), "train", "-m", *folders, *ledger.overrides])
 
 
 def status(record: Mapping[str, Any]) -> str:

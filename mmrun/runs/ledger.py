@@ -148,6 +148,7 @@ def locked(sweep: Path) -> Generator[None]:
             "that is a run, not a sweep", given=sweep, remedy="Give another name: sweep=NAME."
         )
     lock = FileLock(sweep / LOCK, timeout=0)
+    made = [folder for folder in (sweep, sweep.parent) if not folder.exists()]
     try:
         sweep.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -167,9 +168,10 @@ def locked(sweep: Path) -> Generator[None]:
         yield
     finally:
         if not (sweep / SWEEP_RECORD).exists():
-            (sweep / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                sweep.rmdir()
+                (sweep / LOCK).unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
         lock.release()
 
 

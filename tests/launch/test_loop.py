@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,8 @@ from mmrun.launch import report
 from mmrun.launch.plan import plan
 from mmrun.runs import reader
 from mmrun.runs.ledger import locked, read_ledger
-from mmrun.runs.writer import Run
+from mmrun.runs.writer import Run, freeze
+from mmrun.signals import Interrupted, interruptible
 from mmrun.train import train
 from tests.running import SMALL, record_of, same, saved, start, table
 
@@ -176,14 +179,14 @@ def test_dry_run_makes_nothing(capsys: pytest.CaptureFixture[str]):
     assert not Path("outputs").exists()
     assert "train         4 steps  clip=none,dataset.batch_size=64" in out
     assert "train         1 steps  clip=0.5,dataset.batch_size=all" in out
-    assert "10 steps to train; nothing was made" in out
+    assert "10 steps to train at most; no model was built" in out
     assert "fusion=concat" in out
     run("clip=none")
     capsys.readouterr()
     assert cli.main(["train", "-m", *QUICK, "sweep=s", "clip=none,1", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "points   2: 1 done, 1 to train" in out
-    assert "4 steps to train" in out
+    assert "4 steps to train at most" in out
     assert cli.main(["train", *QUICK, "--dry-run"]) == 0
     assert "4 steps to train" in capsys.readouterr().out
     assert len(points()) == 1
@@ -370,10 +373,7 @@ def test_planning_touches_nothing(tmp_path: Path):
 
 def test_a_sweep_with_the_user_s_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The folder that it was made with is named again to resume it; without, nothing is touched."""
-    folder = tmp_path / "project" / "conf"
-    (folder / "fusion").mkdir(parents=True)
-    (folder / "fusion" / "mine.yaml").write_text("# Mine\n_target_: sweep_fusion.Largest\n")
-    (folder.parent / "sweep_fusion.py").write_text(FUSION)
+    folder = project(tmp_path, "sweep_fusion")
     words = ["--config-dir", str(folder), "fusion=mine,concat"]
     run(*words)
     (directory,) = SWEEP.glob("fusion=mine*")
@@ -386,7 +386,17 @@ def test_a_sweep_with_the_user_s_own_code(tmp_path: Path, capsys: pytest.Capture
     assert record_of(directory)["status"] == "finished"
 
 
+def project(root: Path, module: str, ending: str = "") -> Path:
+    """A config folder with fusion=mine; ``ending`` is code that its forward begins with."""
+    folder = root / "project" / "conf"
+    (folder / "fusion").mkdir(parents=True)
+    (folder / "fusion" / "mine.yaml").write_text(f"# Mine\n_target_: {module}.Largest\n")
+    (folder.parent / f"{module}.py").write_text(FUSION.replace("ENDING", ending or "pass"))
+    return folder
+
+
 FUSION = """\
+import sys
 import torch
 from mmrun.fusion import Fusion
 
@@ -396,6 +406,7 @@ class Largest(Fusion):
         self.dim = max(dims.values())
 
     def forward(self, tokens):
+        ENDING
         return torch.stack([tokens[m].pooled for m in self.modalities]).amax(0)
 """
 
@@ -417,3 +428,124 @@ def test_garbage_is_collected_while_a_sweep_trains(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("mmrun.point.run", lambda *_, **__: seen.append(gc.isenabled()))
     run("clip=none,0.5")
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("ending", "module", "reason"),
+    [
+        ("sys.exit(0)", "exits_at_once", "has ended the process"),
+        (
+            "sys.exit(3) if self.training and torch.is_grad_enabled() else 0",
+            "exits_late",
+            "sys.exit(3)",
+        ),
+        ("raise KeyError('no luck')", "raises", "no luck"),
+    ],
+)
+def test_code_that_ends_the_process_ends_its_point_alone(
+    ending: str, module: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = project(tmp_path, module, ending)
+    run("--config-dir", str(folder), "fusion=mine,sum", code=1)
+    out = capsys.readouterr().out
+    states = {name: record["status"] for name, record in points().items()}
+    assert states == {"fusion=mine": "failed", "fusion=sum": "finished"}
+    assert reason in out
+    log = next(SWEEP.glob("fusion=mine*/train.log")).read_text()
+    assert "Traceback" in log
+    assert f"{module}.py" in log
+
+
+def test_points_that_are_gone_are_missed(capsys: pytest.CaptureFixture[str]):
+    run("clip=none,0.5,1")
+    (gone,) = SWEEP.glob("clip=0.5*")
+    shutil.rmtree(gone)
+    assert cli.main(["resume", "s"]) == 1
+    out = capsys.readouterr().out
+    assert f"without a folder (1): {gone.name}" in out
+    (torn,) = SWEEP.glob("clip=1*")
+    (torn / "run.json").write_text("{")
+    assert cli.main(["resume", "s"]) == 1
+    assert f"{torn.name}: run.json is not JSON" in capsys.readouterr().out
+    shutil.rmtree(torn)
+    run("clip=none,0.5,1")
+    assert "points   3: 1 done, 2 to train" in capsys.readouterr().out
+    for directory in reader.list_runs(SWEEP):
+        shutil.rmtree(directory)
+    assert cli.main(["resume", "s"]) == 2
+    assert "the sweep has no points left" in capsys.readouterr().err
+
+
+def test_interrupted_while_freezing_it_goes_on_by_its_own_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    frozen: list[Any] = []
+
+    def freeze_some(*given: Any, **more: Any) -> Any:
+        if len(frozen) == 2:
+            raise Interrupted(signal.SIGINT)
+        frozen.append(freeze(*given, **more))
+
+    monkeypatch.setattr("mmrun.launch.loop.freeze", freeze_some)
+    run("clip=none,0.5,1", code=130)
+    err = capsys.readouterr().err
+    assert "0 of 3 points are done; continue: mmrun train -m" in err
+    command = shlex.split(err.strip().rpartition("continue: ")[2])
+    assert command[3:] == [*QUICK, "sweep=s", "clip=none,0.5,1"]
+    monkeypatch.undo()
+    assert cli.main(command[1:]) == 0
+    assert len(points()) == 3
+
+
+def test_a_copy_of_a_point_is_not_taken_for_it(capsys: pytest.CaptureFixture[str]):
+    run("clip=none,0.5")
+    (directory,) = SWEEP.glob("clip=none*")
+    shutil.copytree(directory, SWEEP / "zcopy")
+    Run.open(SWEEP / "zcopy").update(status="queued")
+    run("clip=none,0.5")
+    assert "points   2: 2 done" in capsys.readouterr().out
+    assert cli.main(["resume", "s"]) == 0
+    assert "points   2: 2 done" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_does_not_end_the_sweep():
+    words = shlex.join([*QUICK, "seeds=4", "sweep=s"])
+    command = f"{sys.executable} -m mmrun train -m {words} | head -2"
+    piped = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert piped.returncode == 0, piped.stderr
+    assert {record["status"] for record in points().values()} == {"finished"}
+    closed = f"{sys.executable} -m mmrun train -m {words} seed=9 >&-"
+    done = subprocess.run(["bash", "-c", closed], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_vanishes_while_it_trains_is_no_wrong_input(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmrun.point.run", lambda *_, **__: shutil.rmtree(SWEEP))
+    run("clip=none", code=1)
+
+
+def test_a_second_signal_takes_no_last_word():
+    """While the first is on its way out, with notes to be added, another one is not heard."""
+
+    def trained() -> None:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    def swept() -> None:
+        with interruptible():
+            try:
+                trained()
+            except Interrupted as first:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+                first.add_note("continue")
+                raise
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        swept()
+    assert caught.value.__notes__ == ["continue"]
+    assert signal.getsignal(signal.SIGTERM) is before
