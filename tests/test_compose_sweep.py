@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +381,43 @@ def test_a_thousand_points_over_twenty_combinations_are_quick():
     assert [len(points) for points in found] == [1000, 1000]
     assert len({point.id for point in found[0]}) == 1000
     assert seconds < 5
+
+
+MIXED = (
+    "fusion=concat,sum",
+    "clip=none,0.5,value_0.1",
+    "optimizer=sgd,adamw",
+    "optimizer.lr=0.1,1,${seed}",
+    "optimizer.weight_decay=0.1,${optimizer.lr}",
+    "optimizer={lr:0.5},{lr:0.6}",
+    "optimizer.scopes.text.lr=0.1,${optimizer.lr}",
+    "seed=1,2",
+    "data_seed=3,${seed}",
+    "threads=${data_seed},2",
+    "trainer.max_epochs=${data_seed},4",
+    "trainer.limit_train_batches=0.5,1,1.0",
+    "dataset.batch_size=8,all,${threads}",
+    "dataset.use=[image],[image,text]",
+    "encoder/text=lstm,gru",
+    "encoder.text.dim=8,${dataset.batch_size}",
+    "objective.hidden=[8],[8,4],[${seed}]",
+    "model.feature_clip=.inf,1,${optimizer.lr}",
+    "seeds=2",
+)
+
+
+def test_any_mixture_of_axes_gives_the_points_that_they_are_alone():
+    rng = random.Random(0)
+    checked = 0
+    for _ in range(40):
+        words = rng.sample(MIXED, rng.randint(2, 4))
+        try:
+            found = sweep(*words)
+        except UserError:  # seeds=2 beside seed=1,2, a dim of all
+            continue
+        for point in rng.sample(found.points, min(4, len(found.points))):
+            lone = compose.point(point.overrides)
+            assert types(point.config) == types(lone.config), point.overrides
+            assert (point.id, point.choices) == (lone.id, lone.choices), point.overrides
+            checked += 1
+    assert checked > 80
