@@ -37,7 +37,7 @@ def shortened(text: str, longest: int = LONGEST) -> str:
     """The text; both ends of it, with dots between, where it is longer.
 
     >>> shortened("optimizer.lr=0.1,seed=0", 16)
-    'optimize...eed=0'
+    'optimizer...ed=0'
     """
     if len(text) <= longest:
         return text

@@ -156,7 +156,9 @@ def notes(comparison: Comparison) -> list[str]:
     best = "highest" if what.higher else "lowest"
     diverged = any(group.stabilities["diverged"] for group in comparison.groups)
     lost = any(0 < group.n == len(group.diverged) for group in comparison.groups)
-    always = " but for settings that always diverged" if lost else ""
+    always = ""
+    if lost and len(comparison.groups) > 1:
+        always = " but for settings that always diverged"
     lines = [
         (f"mean ± sample sd over {over}; " if several else "")
         + "n: runs that ended"
