@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmrun.errors import UserError
+from mmrun.errors import UserError, described, shortened
+
+_CLAUSE = 100  # characters of what PyTorch says, which may be a page
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -20,8 +23,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # unpickling what is no checkpoint may raise anything
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise UserError("this is no checkpoint", given=path, remedy=reason) from error
+        raise UserError("this is no checkpoint", given=path, remedy=_why(error)) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError("this is no checkpoint", given=path, remedy="It holds no weights.")
     return checkpoint
@@ -42,3 +44,13 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, Any]:
             "this checkpoint is of another model", given=path, remedy=reason[:300]
         ) from error
     return checkpoint
+
+
+def _why(error: Exception) -> str:
+    """One short clause of what reading a file ended in."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or described(error)}."
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch tells how to run the file's code
+        return "It is damaged, or holds more than weights."
+    said = described(error).split("\n", 1)[0].partition(". ")[0].rstrip(".")
+    return f"{shortened(said, _CLAUSE)}."

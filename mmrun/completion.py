@@ -16,11 +16,12 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmrun.errors import UserError
 from mmrun.options import ENCODER, checked_dirs, conf_dir, groups, options
 from mmrun.shells import SCRIPTS
+from mmrun.spec import Rerun
 
 Verbs = Mapping[str, Callable[[list[str]], int]]
 
@@ -28,6 +29,7 @@ ACTIONS = ("install", "uninstall", "query")
 TRAIN = "train"
 CONFIG_DIR = ("--config-dir", "-cd")
 MULTIRUN = ("-m", "--multirun")
+SWEEP_WORDS = ("seeds", "rerun", "sweep")
 _PLAIN = re.compile(r"[\w.+/-]+")  # a value that needs no quotes
 _FOR_BASH = re.compile(r"([^\w@%+=:,./~-])")  # bash puts a candidate on the line as it is
 
@@ -120,13 +122,13 @@ def _flags(text: str) -> set[str]:
 
 
 def _next_override(done: list[str], current: str, text: str) -> Iterable[str]:
-    folders, overrides, flags, open_flag = _take_flags(done)
+    folders, overrides, open_flag = _take_flags(done)
     if open_flag in CONFIG_DIR:
         return []  # a folder: the shell knows best
     if open_flag:
         return _hydra_flags()[open_flag]
     if current[:1] == "-":
-        return _flags(text)
+        return {*_flags(text), *MULTIRUN}
     dirs = checked_dirs(folders)
     key, equals, value = current.partition("=")
     sign = key[: len(key) - len(key.lstrip("+~"))]
@@ -135,9 +137,11 @@ def _next_override(done: list[str], current: str, text: str) -> Iterable[str]:
     if equals and "." not in key and head in _choosable(dirs):
         return (f"{sign}{key}={each}" for each in _options_after(value, options(head, dirs)))
     if not equals and "." not in key and "/" not in key:
-        found = _first_words(dirs, any(flag in MULTIRUN for flag in flags))
+        found = _first_words(dirs)
         given = {each.partition("=")[0] for each in overrides}
         return (f"{sign}{each}" for each in found if each.rstrip("=") not in given)
+    if equals and key == "rerun":
+        return (f"{key}={each}" for each in get_args(Rerun))
     config = _composed(overrides, dirs)
     if "/" in key:
         names = config[ENCODER] if head == ENCODER and not equals else ()
@@ -148,11 +152,10 @@ def _next_override(done: list[str], current: str, text: str) -> Iterable[str]:
     return (f"{sign}{'.'.join([*path, name])}" for name in _names(_at(config, path)))
 
 
-def _take_flags(done: list[str]) -> tuple[list[str], list[str], list[str], str]:
-    """(folders of configs, overrides, flags, the flag that still wants its value or nothing)."""
+def _take_flags(done: list[str]) -> tuple[list[str], list[str], str]:
+    """(folders of configs, overrides, the flag that still wants its value or nothing)."""
     folders: list[str] = []
     overrides: list[str] = []
-    flags: list[str] = []
     open_flag = ""
     for word in done:
         if open_flag in CONFIG_DIR:
@@ -162,14 +165,13 @@ def _take_flags(done: list[str]) -> tuple[list[str], list[str], list[str], str]:
             open_flag = ""
         elif word[:1] == "-":
             flag, equals, value = word.partition("=")
-            flags.append(flag)
             if flag in CONFIG_DIR and equals:
                 folders.append(value)
             elif not equals and flag not in MULTIRUN:
                 open_flag = flag if flag in CONFIG_DIR or _hydra_flags().get(flag) else ""
         else:
             overrides.append(word)
-    return folders, overrides, flags, open_flag
+    return folders, overrides, open_flag
 
 
 def _hydra_flags() -> dict[str, tuple[str, ...]]:
@@ -189,8 +191,8 @@ def _options_after(value: str, known: Iterable[str]) -> Iterator[str]:
     yield from (f"{before}{comma}{each}" for each in known if each not in given)
 
 
-def _first_words(dirs: tuple[str, ...], multirun: bool) -> Iterator[str]:
-    """Groups and keys of the root; no composing: conf/config.yaml names them."""
+def _first_words(dirs: tuple[str, ...]) -> Iterator[str]:
+    """Groups and keys of the root, no composing: conf/config.yaml names them; and a sweep's own words."""
     import yaml
 
     root = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
@@ -199,16 +201,12 @@ def _first_words(dirs: tuple[str, ...], multirun: bool) -> Iterator[str]:
         if group != "experiment":  # its options set keys of other groups
             yield f"{group}."
     yield from (f"{key}=" for key in root if key not in ("defaults", "hydra"))
-    if multirun:
-        from mmrun.compose.overrides import SWEEP_WORDS
-
-        yield from (f"{word}=" for word in SWEEP_WORDS)
+    yield from (f"{word}=" for word in SWEEP_WORDS)
 
 
 def _composed(overrides: Iterable[str], dirs: tuple[str, ...]) -> dict[str, Any]:
     """The config that the words so far make; of a sweep, one of its points'."""
     from mmrun.compose import point
-    from mmrun.compose.overrides import SWEEP_WORDS
 
     single = [_one_value(each) for each in overrides]
     return point(
@@ -250,9 +248,9 @@ def _values(value: Any) -> list[str]:
 
 def _next_of_verb(done: list[str], current: str, text: str, outputs: Path) -> Iterable[str]:
     """By the usage that argparse prints: which words a verb takes, and what the value of a flag is."""
-    kinds = dict(re.findall(r"(?<![\w-])(-{1,2}[\w-]+) ([A-Z][A-Z_|]*|\{[^}]*\})", text))
-    usage = " ".join(text.split("\n\n", 1)[0].split()).split(maxsplit=3)[3:]
-    rest = re.sub(r"\[?-{1,2}[\w-]+(?: (?:[A-Z][A-Z_|]*|\{[^}]*\}))?\]?", "", "".join(usage))
+    usage = " ".join("".join(text.split("\n\n", 1)[0].split(maxsplit=3)[3:]).split())
+    kinds = dict(re.findall(r"(?<![\w-])(-{1,2}[\w-]+) ([^\s\[\]]+)", usage))
+    rest = re.sub(r"\[?-{1,2}[\w-]+(?: [^\s\[\]]+)?\]?", "", usage)
     takes = [each for each in re.sub(r"[\[\]]", " ", rest).split() if each != "..."]
     open_flag, n_words = "", 0
     for word in done:
@@ -273,6 +271,12 @@ def _next_of_verb(done: list[str], current: str, text: str, outputs: Path) -> It
 def _of_kind(kind: str, current: str, done: list[str], outputs: Path) -> Iterable[str]:
     if kind.startswith("{"):
         return kind.strip("{}").split(",")
+    if kind.islower():  # a word that stands for itself, as in --select val
+        return [kind]
+    if kind == "FORMAT":
+        from mmrun.compare.table import FORMATS
+
+        return FORMATS
     if kind == "GROUP":
         dirs = checked_dirs(_take_flags(done)[0])
         group, slash, _ = current.partition("/")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST = 300  # characters of what the user gave that are quoted back
+_DOTS = "..."
 
 
 class UserError(Exception):
@@ -24,16 +25,29 @@ class UserError(Exception):
         super().__init__(problem, self.given, remedy)
 
     def __str__(self) -> str:
-        text = _shortened(self.problem)
+        text = shortened(self.problem)
         if self.given:
-            text += f" (given: {_shortened(self.given)})"
+            text += f" (given: {shortened(self.given)})"
         if self.remedy:
             text += f". {self.remedy}"
         return printable(text)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """The text; both ends of it, with dots between, where it is longer.
+
+    >>> shortened("optimizer.lr=0.1,seed=0", 16)
+    'optimizer...ed=0'
+    """
+    if len(text) <= longest:
+        return text
+    end = (longest - len(_DOTS)) // 3
+    return f"{text[: longest - len(_DOTS) - end]}{_DOTS}{text[len(text) - end :]}"
+
+
+def described(error: BaseException) -> str:
+    """``ValueError: what it says``; the type alone where it says nothing."""
+    return ": ".join(word for word in (type(error).__name__, str(error).strip()) if word)
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from mmrun.errors import UserError
+from mmrun.errors import UserError, described, printable
 from mmrun.signals import deaf
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -70,8 +70,7 @@ def guarded(command: Callable[[], int]) -> int:
         sys.stderr.write(f"{program()} doctor says what is installed.\n")
         return FAILED
     except Exception as error:
-        first = str(error).strip().split("\n", 1)[0]
-        _tell(": ".join(word for word in ("mmrun", type(error).__name__, first) if word))
+        _tell(f"mmrun: {described(error)}".split("\n", 1)[0])
         _hint_at_traceback(error)
         return FAILED
     except BaseException as error:
@@ -85,7 +84,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     if os.environ.get("MMRUN_TRACEBACK") == "1":
         sys.stderr.write(traceback.format_exc())
 
@@ -98,4 +97,4 @@ def _hint_at_traceback(error: Exception) -> None:
 
 def _say_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        sys.stderr.write(f"{note}\n")
+        sys.stderr.write(f"{printable(str(note))}\n")

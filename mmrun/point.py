@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrun.errors import UserError
+from mmrun.errors import UserError, described
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
 from mmrun.runs.writer import Run
@@ -66,9 +66,7 @@ def run(
         # What cannot be built is this point's failure; what trained has written its ending itself.
         unbuilt = reader.recorded(directory)["started"] == record["started"]
         if unbuilt and not resume and rank_and_world() is None:
-            said = (
-                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            )
+            said = str(error) if isinstance(error, UserError) else described(error)
             run = Run.open(directory)
             run.paths.log.write_text(traceback.format_exc(), encoding="utf-8")
             run.finish("failed", stopped_by="error", error=said)

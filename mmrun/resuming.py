@@ -11,7 +11,7 @@ from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.recorder import Recorder, headers
 from mmrun.callbacks.stops import Stops
 from mmrun.checkpoint import load_weights
-from mmrun.errors import UserError
+from mmrun.errors import UserError, described
 from mmrun.runs.layout import Paths
 from mmrun.runs.table import read_columns
 
@@ -84,8 +84,7 @@ def _check_state(checkpoint: dict[str, Any], built: Built, paths: Paths) -> None
         built.module.make_optimizer().load_state_dict(checkpoint["optimizer_states"][0])
         built.module.pipeline.load_state_dict(checkpoint["clip"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise _damaged(paths, reason[:300]) from error
+        raise _damaged(paths, described(error)[:300]) from error
     if checkpoint["callbacks"]["Checkpoints"]["best_step"] is None:
         return
     if not paths.best.exists():

@@ -32,7 +32,7 @@ from mmrun.callbacks.stops import Stops
 from mmrun.callbacks.wandb import WandbRun
 from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
-from mmrun.errors import UserError, nearest
+from mmrun.errors import UserError, described, nearest
 from mmrun.exits import continuing, shown
 from mmrun.isolation import isolated
 from mmrun.logfile import log_file
@@ -184,7 +184,7 @@ class _Training:
                 logging.getLogger("mmrun").error("%s", traceback.format_exc())
                 if isinstance(error, SystemExit):  # of a user's code: it would end a whole sweep
                     error = RuntimeError(f"the code that was trained called sys.exit({error.code})")
-                self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+                self._end("failed", stopped_by="error", error=described(error))
                 self.wandb.finish(1)
                 if self.first:
                     error.add_note(f"the run and its log: {shown(self.paths.log)}")
@@ -200,7 +200,7 @@ class _Training:
     def _abandon(self, error: OSError) -> None:
         """Write down that it failed; where that fails too, nothing half-made is left."""
         try:
-            self._end("failed", stopped_by="error", error=f"{type(error).__name__}: {error}")
+            self._end("failed", stopped_by="error", error=described(error))
             error.add_note(f"the run: {shown(self.run.directory)}")
         except OSError:
             if self.created:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mmrun import cli, compose
+from mmrun import cli, completion, compose
 from mmrun.cli import VERBS
 from mmrun.completion import candidates
+from mmrun.compose.overrides import SWEEP_WORDS
 from mmrun.options import conf_dir, groups, options
 from mmrun.shells import SCRIPTS
 from mmrun.sources import register
@@ -74,8 +75,15 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun train optimizer=sgd optimizer=adam optimizer.l", ""),  # given twice: no config
         ("mmrun train encoder.te", "encoder.text."),
         ("mmrun train ++optimizer.l", "++optimizer.lr="),
-        ("mmrun train se", "seed="),
-        ("mmrun train -m se", "seed= seeds="),
+        ("mmrun train se", "seed= seeds="),
+        ("mmrun train sw", "sweep="),
+        ("mmrun train -m seeds=2 s", "schedule. schedule= seed= sweep="),
+        ("mmrun train re", "rerun="),
+        ("mmrun train -m rerun=", "rerun=false rerun=stale rerun=true"),
+        ("mmrun train -m rerun=s", "rerun=stale"),
+        ("mmrun train -m", "-m"),
+        ("mmrun train --mul", "--multirun"),
+        ("mmrun train --dr", "--dry-run"),
         ("mmrun train dataset.use=", ""),  # a list: what to type is not one word of it
         ("mmrun train hydra.", ""),
         ("mmrun train optimizer._", ""),
@@ -91,6 +99,14 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun predict --o", "--output"),
         ("mmrun predict last --output ", ""),
         ("mmrun resume --", "--config-dir --help --trust"),
+        ("mmrun compare --format ", "csv json latex md table"),
+        ("mmrun compare --by clip --format m", "md"),
+        ("mmrun compare --select ", "val"),
+        ("mmrun compare --by ", ""),
+        ("mmrun compare --where ", ""),
+        ("mmrun compare --figure ", ""),
+        ("mmrun wandb ", "sync"),
+        ("mmrun wandb --d", "--dry-run"),
         ("mmrun nonsense ", ""),
         ("mmrun", ""),
         ("", ""),
@@ -108,6 +124,9 @@ def test_runs_by_name_and_points_when_their_sweep_is_there(outputs: Path):
     assert offered("mmrun eval sweep1/c") == [RUNS[1]]
     assert offered("mmrun show ", Path("nowhere")) == []
     assert offered("mmrun show last ") == []
+    for words in ("compare", "compare last", "compare --by clip --select val", "wandb sync"):
+        assert offered(f"mmrun {words} ") == [RUNS[0], "last", "sweep1", "sweep1/"], words
+    assert offered("mmrun compare sweep1/c") == [RUNS[1]]
     assert offered("mmrun resume last 20") == []
 
 
@@ -148,6 +167,12 @@ def test_all_that_hydra_would_offer_and_mmrun_takes(word: str):
     assert taken <= set(offered(f"mmrun train {word}"))
 
 
+def test_the_words_of_sweeps_are_those_that_are_taken():
+    """They are written down twice, for what takes them loads Hydra."""
+    assert completion.SWEEP_WORDS == SWEEP_WORDS
+    assert completion.MULTIRUN == compose.MULTIRUN
+
+
 def test_every_option_of_every_group_is_offered():
     for group in groups():
         key = "encoder/text" if group == "encoder" else group
@@ -185,7 +210,7 @@ def asked(line: str, *python: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("line", "light"),
     [("mmrun tr", True), ("mmrun train clip=", True), ("mmrun train opt", True), ("mmrun list cl", True),
-     ("mmrun eval --tr", True), ("mmrun show la", True), ("mmrun train optimizer.l", False)],
+     ("mmrun eval --tr", True), ("mmrun show la", True), ("mmrun compare --format ", True), ("mmrun train optimizer.l", False)],
 )  # fmt: skip
 def test_a_tab_loads_no_torch_and_mostly_no_hydra(line: str, light: bool, outputs: Path):
     assert outputs.is_dir()

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mmrun import cli
-from mmrun.errors import LONGEST, UserError, nearest, printable
+from mmrun.checkpoint import read_checkpoint
+from mmrun.errors import LONGEST, UserError, described, nearest, printable, shortened
 from mmrun.evaluate import restore
 from tests.running import SMALL, fit, write_arrays
 
@@ -204,7 +205,8 @@ def test_a_checkpoint_of_another_model(capsys: pytest.CaptureFixture[str]):
     torch.save([1, 2], own / "checkpoints" / "best.ckpt")
     assert "this is no checkpoint" in refused(["eval", "own"], capsys)
     (own / "checkpoints" / "best.ckpt").write_bytes(b"not a checkpoint")
-    assert "this is no checkpoint" in refused(["eval", "own"], capsys)
+    said = refused(["eval", "own"], capsys)
+    assert said.endswith("best.ckpt). It is damaged, or holds more than weights.\n")
     (own / "checkpoints" / "best.ckpt").unlink()
     (own / "checkpoints" / "last.ckpt").unlink()
     assert "this run kept no checkpoint" in refused(["eval", "own"], capsys)
@@ -233,6 +235,52 @@ def test_an_error_that_is_not_the_users_exits_with_1_and_hints_at_the_traceback(
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("late boom \x1b[31m"), "mmrun: ValueError: late boom \\x1b[31m"),
+        (ValueError(), "mmrun: ValueError"),
+        (ValueError(" \n"), "mmrun: ValueError"),
+        (ModuleNotFoundError("no \x1b[31m"), "mmrun: no \\x1b[31m"),
+    ],
+)
+def test_an_error_says_nothing_to_the_terminal_itself(
+    error: Exception,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def broken(_: list[str]) -> int:
+        error.add_note("a note \x1b]0;x\x07")
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "show", broken)
+    assert cli.main(["show"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [said, "a note \\x1b]0;x\\x07"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory."),
+        (b"", "EOFError"),
+        (b"not a checkpoint", "It is damaged, or holds more than weights."),
+        (b"PK\x03\x04" + b"x" * 100, "RuntimeError: PytorchStreamReader failed"),
+    ],
+)
+def test_what_cannot_be_read_as_a_checkpoint_is_said_in_a_clause(
+    content: bytes | None, said: str, tmp_path: Path
+):
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_checkpoint(path)
+    assert raised.value.remedy.startswith(said)
+    assert len(raised.value.remedy) <= 120
+
+
 def test_a_missing_package_points_to_doctor(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -252,6 +300,10 @@ def test_a_message_is_one_line_that_a_terminal_can_show():
     error = UserError("a\nb", given="\x1b[31mred\x00\udcff", remedy="é is fine")
     assert str(error) == "a b (given: \\x1b[31mred\\x00\\udcff). é is fine"
     assert printable("line\n\nnext") == "line next"
+    assert described(ValueError("why")) == "ValueError: why"
+    assert described(ValueError()) == described(ValueError(" ")) == "ValueError"
+    assert shortened("a" * 300 + "b" * 300, 60) == "a" * 38 + "..." + "b" * 19
+    assert shortened("a" * 60, 60) == "a" * 60
     assert len(str(UserError("x" * 10_000, given="y" * 10_000))) < 2 * LONGEST + 50
 
 

@@ -331,6 +331,19 @@ def test_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert record["test"] == {}
 
 
+def test_a_failure_without_a_word_is_its_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def silent() -> None:
+        raise ArithmeticError
+
+    raise_at(monkeypatch, 1, silent)
+    assert cli.main(["train", "-m", *SMALL, "trainer.max_epochs=1", "sweep=s"]) == 1
+    (run,) = Path("outputs/s").glob("*/")
+    assert record_of(run)["error"] == "ArithmeticError"
+    assert ": ArithmeticError  (" in capsys.readouterr().out
+
+
 def test_a_failure_reaches_a_caller_in_python(monkeypatch: pytest.MonkeyPatch):
     raise_at(monkeypatch, 1, fail)
     with pytest.raises(ArithmeticError, match="boom"):

@@ -37,7 +37,7 @@ def draw(figure: Figure, path: Path) -> None:
 
     Args:
         figure: what to show.
-        path: a .png, .svg or .pdf file; its folder is made.
+        path: a .png, .svg or .pdf file in a folder that is there.
 
     Raises:
         UserError: another kind of file, or one that cannot be written.
@@ -54,7 +54,6 @@ def draw(figure: Figure, path: Path) -> None:
             f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}"
         )
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # No date inside: the same runs give the same file.
             dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
             canvas.savefig(temporary, dpi=_DPI, metadata=dated.get(path.suffix.lower()))
@@ -69,12 +68,18 @@ def draw(figure: Figure, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """UserError for a file that is none of ``SUFFIXES``."""
+    """UserError for a file that is none of ``SUFFIXES``, or in a folder that is not there."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             "a figure is a .png, .svg or .pdf file",
             given=path,
             remedy=nearest(path.suffix or ".png", SUFFIXES),
+        )
+    if not path.parent.is_dir():
+        raise UserError(
+            "cannot write the figure: there is no such folder",
+            given=path.parent,
+            remedy="Make it first.",
         )
 
 

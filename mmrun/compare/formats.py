@@ -14,11 +14,12 @@ from typing import Any, cast
 
 from mmrun.compare.collect import Absent, said
 from mmrun.compare.groups import Group
-from mmrun.errors import printable
+from mmrun.errors import printable, shortened
 from mmrun.runs.record import STATUSES
 
 STABILITIES = ("ok", "spiked", "collapsed", "diverged")
 _GAP = "  "
+LONGEST_CELL = 60  # columns of one setting; csv, json, md and latex hold it whole
 _NARROWEST = 6  # columns; below it a terminal had better wrap than a cell
 _DIM, _BOLD, _YELLOW, _RED, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|$~#]|(?<![^\W_])_|_(?![^\W_])")
@@ -42,11 +43,12 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of text; numbers stand right and are never broken into lines."""
+    """A column of text; numbers stand right and are never broken into lines, settings may be cut."""
 
     title: str
     cells: Sequence[str]
     right: bool = False
+    setting: bool = False
 
 
 def plain(
@@ -66,8 +68,11 @@ def plain(
         width: columns of the terminal; None for as many as it takes.
         color: whether to write terminal colours.
     """
-    titles = [printable(column.title) for column in columns]
+    titles = [shortened(printable(column.title), LONGEST_CELL) for column in columns]
     bodies = [[printable(cell) for cell in column.cells] for column in columns]
+    for column, body in zip(columns, bodies, strict=True):
+        if column.setting:
+            body[:] = (shortened(cell, LONGEST_CELL) for cell in body)
     widths, gap = _widths(titles, bodies, [column.right for column in columns], width)
     lines: list[str] = []
 
@@ -115,7 +120,9 @@ def latex(columns: Sequence[Column], notes: Sequence[str]) -> str:
         return "".join(_LATEX.get(each, each) for each in printable(text))
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(escaped, cells)) + r" \\"
+        # A rule and the end of a row take what follows in brackets, or a star, for their own.
+        text = re.sub(r"^(\s*)([\[*])", r"\1{\2}", " & ".join(map(escaped, cells)))
+        return text + r" \\"
 
     lines = [
         r"% \usepackage{booktabs}",

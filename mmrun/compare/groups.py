@@ -2,6 +2,9 @@
 
 Every run that ended counts, a diverged one with the scores that it recorded: leaving it out would
 show what a setting gives to those who are lucky. How many diverged or collapsed is said beside it.
+Validation is at its best before a run blows up, so that it alone would call such a setting good: one
+of which every run diverged stands below the others, and one of which any did is chosen only where
+there is no other. A collapsed run has finite weights, and its scores speak for themselves.
 Runs that did not end (failed, killed, running, queued, pruned) have no score, and are counted apart.
 """
 
@@ -51,6 +54,11 @@ class Group:
         return sum(row.status in ENDED for row in self.rows)
 
     @property
+    def diverged(self) -> tuple[Row, ...]:
+        """Those of its runs that diverged, best by validation first."""
+        return tuple(row for row in self.rows if _has_diverged(row))
+
+    @property
     def statuses(self) -> Counter[str]:
         """{status: runs}."""
         return Counter(row.status for row in self.rows)
@@ -85,6 +93,8 @@ def groups(
 ) -> list[Group]:
     """Runs that share the values of ``by``, best first by the mean of the validation metric.
 
+    Those of which every run that ended diverged come after the others that have a number.
+
     Args:
         rows: the runs.
         by: keys of settings.
@@ -99,15 +109,16 @@ def selected(
 ) -> list[Group]:
     """For each value of ``by``, the one setting whose mean on validation is best; then best first.
 
+    One of which a run diverged is chosen only where there is no other with a number to choose by.
     Test scores are those of the setting that validation chose, never the best test scores.
     """
     keys = [*by, *(key for key in differing if key not in by)]
     best: list[Group] = []
     for part in _split(rows, by):
         candidates = groups(part, keys, differing, metric)
-        first = candidates[0]
-        if metric.better(first.scores[metric.order].mean)[0]:  # none has a number to choose by
-            first = _unchosen(part, by, keys, metric)
+        scored = [each for each in candidates if _scored(each, metric)]
+        sound = [each for each in scored if not each.diverged]
+        first = (sound or scored or [_unchosen(part, by, keys, metric)])[0]
         chosen_among = len(candidates)
         best.append(Group(first.settings, first.rows, first.scores, first.pooled, chosen_among))
     return _ordered(best, metric)
@@ -161,11 +172,22 @@ def _unchosen(rows: Sequence[Row], by: Sequence[str], keys: Sequence[str], metri
     return Group(settings, tuple(rows), dict.fromkeys(metric.shown, Spread(None, None, 0)))
 
 
+def _has_diverged(row: Row) -> bool:
+    return row.status in ENDED and "diverged" in (row.status, row.record["stability"])
+
+
+def _scored(group: Group, metric: Metric) -> bool:
+    """Has it a number to choose by?"""
+    return not metric.better(group.scores[metric.order].mean)[0]
+
+
 def _ordered(found: Iterable[Group], metric: Metric) -> list[Group]:
     def key(group: Group) -> tuple[Any, ...]:
         tie = spread(monitored(row) for row in group.rows).mean
         broken = tie is None or tie != tie
         return (
+            not _scored(group, metric),
+            0 < group.n == len(group.diverged),
             metric.better(group.scores[metric.order].mean),
             broken,
             0.0 if broken else tie,

@@ -155,18 +155,22 @@ def notes(comparison: Comparison) -> list[str]:
     over = "runs" if pooled else "seeds"
     best = "highest" if what.higher else "lowest"
     diverged = any(group.stabilities["diverged"] for group in comparison.groups)
+    lost = any(0 < group.n == len(group.diverged) for group in comparison.groups)
+    always = ""
+    if lost and len(comparison.groups) > 1:
+        always = " but for settings that always diverged"
     lines = [
         (f"mean ± sample sd over {over}; " if several else "")
         + "n: runs that ended"
         + (", diverged ones with the scores that they recorded" if diverged else ""),
-        f"{what.order}: each run's {best} over training, best first; "
+        f"{what.order}: each run's {best} over training, best first{always}; "
         + f"test: at the best checkpoint{_monitor(comparison.groups)}, {TEST_LAST}: at the last step",
     ]
     if comparison.selected:
         per = f"for each {', '.join(comparison.by)} " if comparison.by else ""
         lines.append(
-            f"{per}the setting with the best mean {what.order}, chosen from as many as 'of' says; "
-            "test took no part"
+            f"{per}the setting with the best mean {what.order}, chosen from as many as 'of' says, "
+            "one with a diverged run only where there is no other; test took no part"
         )
     if pooled:
         lines.append(f"pooled: runs of one row differ in {', '.join(pooled)}")
@@ -179,12 +183,20 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def next_command(comparison: Comparison) -> str:
-    """What to type next: look at the best run of the best setting, or at what went wrong."""
+    """What to type next: look at the best run of the best setting, or at what went wrong.
+
+    A setting of which a run diverged is never offered as the best, however good it was before.
+    """
     if not comparison.groups:
         return ""
-    first = comparison.groups[0]
-    if first.n:
-        return f"next  {_show(first.rows[0])}    # the best setting's best run"
+    ended = [group for group in comparison.groups if group.n]
+    sound = [group for group in ended if not group.diverged]
+    if sound:
+        which = "setting" if sound[0] is ended[0] else "setting in which none diverged"
+        return f"next  {_show(sound[0].rows[0])}    # best run of the best {which}"
+    if ended:
+        said_of = "in every setting a run diverged; this one did"
+        return f"next  {_show(ended[0].diverged[0])}    # {said_of}"
     rows = [row for group in comparison.groups for row in group.rows]
     for row in rows:
         if row.status in ("failed", "killed"):
@@ -201,7 +213,7 @@ def _show(row: Row) -> str:
 def _columns(comparison: Comparison) -> list[formats.Column]:
     found = comparison.groups
     columns = [
-        formats.Column(key, [said(group.settings[key]) for group in found])
+        formats.Column(key, [said(group.settings[key]) for group in found], setting=True)
         for key in comparison.keys
     ]
     if comparison.selected:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrun.errors import printable
+from mmrun.errors import printable, shortened
 from mmrun.exits import program, shown
 from mmrun.launch.plan import DONE, Planned
 from mmrun.runs.layout import Paths
 from mmrun.runs.ledger import Ledger
-from mmrun.spec import Rerun
+from mmrun.spec import Rerun, outside_id
 
 FAILED = ("failed", "killed", "unreadable")
 _SHOWN = 20
+_LONGEST_NAME = 120  # characters of a line of a sweep
 
 
 def opening(
@@ -36,8 +38,23 @@ def opening(
         )
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        lines.append(f"{'':8} taken once, as equal to others: {'; '.join(repeated[:3])}{more}")
+        named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])
+        why = _idle_axes(repeated, [each.point.name for each in planned])
+        lines.append(f"{'':8} taken once, as equal to others: {named}{more}{why}")
     return [printable(line) for line in lines]
+
+
+def _idle_axes(repeated: Sequence[str], kept: Sequence[str]) -> str:
+    """What of the points left out leaves the numbers as they are, so that no value of it is a point of its own."""
+    present = {word for name in kept for word in _words(name)}
+    keys = {word.partition("=")[0] for name in repeated for word in _words(name) - present}
+    idle = sorted(key for key in keys if outside_id(key) or key == "trainer")
+    return f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
+
+
+def _words(name: str) -> set[str]:
+    """``clip=0.5,seed=0`` -> clip=0.5 and seed=0; a list in brackets is one value."""
+    return set(re.split(r",(?=[\w+~./-]+=)", name))
 
 
 _WORDS = {
@@ -66,7 +83,12 @@ class Progress:
         self.seconds.append(seconds)
         k = len(self.seconds)
         width = len(str(self.total))
-        words = [f"[{k:{width}}/{self.total}]", name, status(record), *_score(record)]
+        words = [
+            f"[{k:{width}}/{self.total}]",
+            shortened(name, _LONGEST_NAME),
+            status(record),
+            *_score(record),
+        ]
         words.append(f"{seconds:.1f} s")
         if k < self.total:
             left = sum(self.seconds) / k * (self.total - k) / min(self.slots, self.total - k)
@@ -89,7 +111,8 @@ def closing(
     diverged = [run for run, record in records.items() if record["status"] == "diverged"]
     if diverged:
         lines.append(f"diverged ({len(diverged)}): a result, not a failure")
-        lines += [f"  {records[run]['name']}: {records[run]['error']}" for run in diverged[:_SHOWN]]
+        for record in (records[run] for run in diverged[:_SHOWN]):
+            lines.append(f"  {shortened(record['name'], _LONGEST_NAME)}: {record['error']}")
         if len(diverged) > _SHOWN:
             lines.append(f"  and {len(diverged) - _SHOWN} more")
     failed = {
@@ -102,7 +125,7 @@ def closing(
     for run, reason in failed.items():
         log = Paths(run).log
         where = shown(log) if log.exists() else shown(run)
-        lines.append(f"  {run.name}: {reason.splitlines()[0]}  ({where})")
+        lines.append(f"  {shortened(run.name, _LONGEST_NAME)}: {reason.splitlines()[0]}  ({where})")
     if lost:
         names = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
         lines.append(f"without a folder ({len(lost)}): {names}")

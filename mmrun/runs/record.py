@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ STATUSES = (
 UNREADABLE = "unreadable"  # only ever read, never written
 
 _NUMBER = (int, float)
+_LONGEST_WHOLE = 300  # digits; float() takes 308 of them
 # Key -> the JSON types it may have; a key whose types do not name None is never null.
 KEYS: dict[str, tuple[type, ...]] = {
     "format": (int,),
@@ -75,13 +77,13 @@ def to_text(record: Mapping[str, Any]) -> str:
 
 
 def from_text(text: str) -> dict[str, Any]:
-    """JSON to record, with every key present and of its type.
+    """JSON to record, with every key present and of its type; a whole number beyond all floats is a NaN.
 
     Raises:
         ValueError: the text is no record, or one of a newer format; the message says which.
     """
     try:
-        parsed: object = json.loads(text)
+        parsed: object = json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except ValueError as error:
@@ -101,6 +103,10 @@ def from_text(text: str) -> dict[str, Any]:
         if not isinstance(record[key], types):
             raise ValueError(f"has a {type(record[key]).__name__} under '{key}'")
     return record
+
+
+def _whole(text: str) -> float:
+    return int(text) if len(text) <= _LONGEST_WHOLE else math.nan
 
 
 def _plain(value: Any) -> Any:

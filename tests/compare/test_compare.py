@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmrun import objectives, runs
+from mmrun.cli import main
 from mmrun.compare import collect as collecting
 from mmrun.compare.collect import ABSENT, collect, differing
 from mmrun.compare.groups import Spread, natural, spread
@@ -178,6 +179,20 @@ def test_numbers_that_are_none_sort_last_and_break_nothing():
     assert spread([inf, 1.0]) == Spread(inf, None, 2)
 
 
+def test_a_whole_number_beyond_all_floats_is_none(capsys):
+    huge = int("9" * 400)
+    fake(OUT / "a", "clip=1", val=0.5)
+    fake(OUT / "b", "clip=2", val=huge, seconds=huge, monitor={"value": huge, "mode": "max"})
+    block = {"threshold": huge, "scopes": {"image": {"share": huge}}}
+    fake(OUT / "c", f"optimizer.lr={huge}", clip=block, name="c", overrides=[])
+    for form in ("table", "md", "csv", "json", "latex"):
+        assert main(["compare", "--format", form]) == 0
+    for name in "abc":
+        assert main(["show", name]) == 0
+    assert "9" * 30 not in capsys.readouterr().out
+    assert [key[-1] for key in settings(table(by=["clip"]))] == ["none", "1", "2"]
+
+
 def test_a_repeat_is_one_measurement():
     fake(OUT / "old", val=0.5, started="2026-01-01T00:00:00.000+00:00")
     fake(OUT / "new", val=0.7, started="2026-01-02T00:00:00.000+00:00")
@@ -294,6 +309,49 @@ def test_where_validation_has_no_number_nothing_is_chosen():
         assert group.settings["optimizer.lr"] is ABSENT
         assert group.scores["test/accuracy"].mean is None
     assert "0.99" not in text(comparison)
+
+
+def blown_up():
+    """Before it blew up, a high learning rate was the best on validation; so it was for seed 1 of another."""
+    for seed in (0, 1):
+        fake(OUT / f"high{seed}", "optimizer.lr=9", f"seed={seed}", val=0.99, status="diverged")
+        status = "diverged" if seed else "finished"
+        fake(OUT / f"mid{seed}", "optimizer.lr=0.2", f"seed={seed}", val=0.95, status=status)
+        fake(OUT / f"low{seed}", "optimizer.lr=0.1", f"seed={seed}", val=0.9)
+    fake(OUT / "collapsed", "optimizer.lr=0.05", val=0.2, stability="collapsed")
+    fake(OUT / "queued", "optimizer.lr=0.3", status="queued")
+
+
+def test_what_always_diverged_stands_below_what_did_not():
+    blown_up()
+    order = [key[0] for key in settings(table())]
+    assert order == ["0.2", "0.1", "0.05", "9", "0.3"]
+    assert "best first but for settings that always diverged" in text(table())
+
+
+def test_a_setting_that_diverged_is_not_offered_as_the_best():
+    blown_up()
+    assert next_command(table()) == (
+        "next  mmrun show outputs/low0    # best run of the best setting in which none diverged"
+    )
+    assert next_command(table(conditions=["optimizer.lr<=0.1"])) == (
+        "next  mmrun show outputs/low0    # best run of the best setting"
+    )
+    assert next_command(table(conditions=["optimizer.lr>0.1"])) == (
+        "next  mmrun show outputs/mid1    # in every setting a run diverged; this one did"
+    )
+
+
+def test_a_setting_that_diverged_is_chosen_only_where_there_is_no_other():
+    blown_up()
+    assert list(settings(table(select="val"))) == [("0.1",)]
+    assert "one with a diverged run only where there is no other" in text(table(select="val"))
+    assert table(select="val").groups[0].chosen_among == 5
+    only = table(select="val", conditions=["optimizer.lr>0.1"])
+    assert list(settings(only)) == [("0.2",)]
+    fake(OUT / "unscored", "optimizer.lr=0.7", metrics={})  # no number to choose it by
+    again = table(select="val", conditions=["optimizer.lr>0.1"])
+    assert list(settings(again)) == [("0.2",)]
 
 
 def test_nothing_to_choose_by():
@@ -436,8 +494,6 @@ def test_reading_keeps_one_copy_of_equal_blocks():
 
 
 def test_the_command(capsys):
-    from mmrun.cli import main
-
     noisy_grid()
     assert main(["compare", "--by", "clip", "--select", "val", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrun.cli import main
 from mmrun.compare.draw import draw
 from mmrun.compare.figures import axis, figure
 from mmrun.compare.table import compare
@@ -107,6 +108,7 @@ def test_files(suffix):
     grid()
     for by in (["clip"], ["optimizer.lr", "clip"]):
         path = Path("figures") / f"f{suffix}"
+        path.parent.mkdir(exist_ok=True)
         draw(made(*by), path)
         whole = path.read_bytes()
         assert whole.startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}.get(suffix, b"<?xml"))
@@ -114,6 +116,18 @@ def test_files(suffix):
         assert path.read_bytes() == whole  # the same runs, the same file
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         path.unlink()
+
+
+def test_a_folder_that_is_not_there_is_not_made(capsys):
+    grid()
+    words = ["compare", "--by", "clip", "--figure", "no/such/f.png"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "mmrun: cannot write the figure: there is no such folder (given: no/such). Make it first.\n"
+    )
+    assert not Path("no").exists()
 
 
 def test_what_is_written_in_the_picture():

@@ -108,6 +108,31 @@ def test_latex():
     assert {line.count(" & ") for line in rows} == {7}
 
 
+def test_a_row_that_begins_with_a_bracket_or_a_star_is_text():
+    """A rule and the end of a row take what follows in brackets, or a star, for an argument."""
+    columns = [Column("[key]", ["[image,text]", "*", " [x]", "a[0]"]), Column("n", ["[1]"] * 4)]
+    rows = [line for line in formats.latex(columns, []).splitlines() if line.endswith(r"\\")]
+    assert [row.partition(" & ")[0] for row in rows] == [
+        "{[}key]", "{[}image,text]", "{*}", " {[}x]", "a[0]",
+    ]  # fmt: skip
+
+
+def test_a_long_value_is_cut_in_a_table_and_whole_elsewhere():
+    long = "a" * 5000 + "b" * 5000
+    for name in ("x", "y"):
+        fake(OUT / name, f"clip={1 if name == 'x' else 2}", choices={"clip": long + name})
+    for width in (None, 80):
+        said = text(made(), width=width)
+        assert max(map(len, said.splitlines())) < 250
+        assert "aaaa...bbbb" in said.replace("\n", "") or width
+    assert "aaa...bbb" in text(made())
+    assert "bbbx" in text(made())  # what tells two of them apart is often at the end
+    for form in ("md", "csv", "json", "latex"):
+        assert text(made(), format=form).count(long) == 2
+    counts = Column("status", [", ".join(f"10 {name}" for name in STATUSES)])
+    assert counts.cells[0] in formats.plain([counts], [])
+
+
 def test_csv_and_json_hold_the_numbers_in_full():
     grid()
     comparison = made()
