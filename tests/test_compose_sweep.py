@@ -336,7 +336,8 @@ def test_names_of_sweeps(own: tuple[str]):
         ("seed=1.5 seeds=2", "seed is a whole number"),
         ("seed=1,2.5", "seed is a whole number"),
         ("data_seed=-1,2", "data_seed is a whole number"),
-        ("encoder/image=cnn,glob(m*)", "glob() stands alone"),
+        ("encoder/image=cnn,glob(m*)", "stand alone"),
+        ("clip=none,range(1,4)", "stand alone"),
     ],
 )
 def test_a_mistake_in_a_sweep(words: str, hint: str):

@@ -14,6 +14,7 @@ from copy import deepcopy
 from typing import Any, cast, get_args
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.core.override_parser.types import Sweep as SweepSyntax
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -262,8 +263,14 @@ def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
                 given=typed(override),
                 remedy=nearest("", options(group, dirs)),
             )
-    elif isinstance(value, ChoiceSweep) and any(isinstance(each, Glob) for each in value.list):
-        raise UserError("glob() stands alone", given=typed(override), remedy=f"{key}=glob(*).")
+    elif isinstance(value, ChoiceSweep) and any(
+        isinstance(v, Glob | SweepSyntax) for v in value.list
+    ):
+        raise UserError(
+            "glob(), range() and the like stand alone, not in a list",
+            given=typed(override),
+            remedy=f"Write out the values: {key}=A,B,C.",
+        )
     elif not override.is_discrete_sweep():
         raise UserError(
             "a grid has no intervals",
