@@ -87,6 +87,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not os.environ.get("MMRUN_OUTPUTS", "unset"):
+        del os.environ["MMRUN_OUTPUTS"]  # empty is as good as unset
     return guarded(lambda: _dispatch(words))
 
 
@@ -383,7 +385,9 @@ def _wandb(words: list[str]) -> int:
         "wandb",
         "sync: upload to W&B the runs that are on this machine only; done ones are left alone.",
     )
-    parser.add_argument("action", choices=["sync"], help="upload what is not there yet")
+    parser.add_argument(
+        "action", choices=["sync"], metavar="sync", help="upload what is not there yet"
+    )
     parser.add_argument(
         "paths",
         nargs="*",

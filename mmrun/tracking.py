@@ -69,7 +69,7 @@ def mode(option: str) -> tuple[Mode, str]:
         option: one of ``OPTIONS``; ``wandb`` insists on a key.
 
     Raises:
-        UserError: ``wandb`` without a key, or an unknown option.
+        UserError: ``wandb`` without a key, a server's address that is none, or an unknown option.
     """
     if option not in OPTIONS:
         raise UserError("there is no such logger", given=option, remedy=nearest(option, OPTIONS))
@@ -80,9 +80,9 @@ def mode(option: str) -> tuple[Mode, str]:
         return "none", "W&B: off (WANDB_MODE=disabled)."
     if variable in ("offline", "dryrun"):
         return "offline", f"W&B: offline (WANDB_MODE={variable}); upload with: {later()}"
+    host = urlsplit(base_url()).netloc or base_url()
     if has_key():
         return "online", ""
-    host = urlsplit(base_url()).netloc or base_url()
     if option == "wandb":
         raise no_key("logger=wandb", otherwise="; or take logger=offline")
     return "offline", f"W&B: offline, no key for {host} (wandb login, or logger=none)."
@@ -139,8 +139,18 @@ def has_key() -> bool:
 
 
 def base_url() -> str:
-    """The server: ``WANDB_BASE_URL``, else what ``wandb login --host`` has stored, else the cloud."""
+    """The server: ``WANDB_BASE_URL``, else what ``wandb login --host`` has stored, else the cloud.
+
+    Raises:
+        UserError: the variable holds no address.
+    """
     given = os.environ.get("WANDB_BASE_URL", "").strip()
+    if given and not given.lower().startswith(("http://", "https://")):
+        raise UserError(
+            "WANDB_BASE_URL is no address",
+            given=given,
+            remedy=f"Write http://{given} or https://...",
+        )
     if given:
         return given.rstrip("/")
     folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~/.config/wandb").expanduser()

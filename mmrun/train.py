@@ -24,7 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from mmrun import tracking
-from mmrun.build import Built, build
+from mmrun.build import Built, build, planned_steps
 from mmrun.callbacks.checkpoints import Checkpoints
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
@@ -287,7 +287,16 @@ class _Training:
             for path in (self.paths.metrics, self.paths.gradients):
                 truncate(path, step)
             self._say(f"resuming at step {step}")
+            planned = planned_steps(self.run.record["config"], self.built.dataset.spec)
+            if planned != self.module.total_steps and not self._constant():
+                self._say(
+                    f"the schedule was made for {planned} steps and now spans {self.module.total_steps}: "
+                    "the learning rate jumps, and a new run of that length would differ"
+                )
         return step
+
+    def _constant(self) -> bool:
+        return self.run.record["choices"].get("schedule") == "constant"
 
     def _callbacks(self) -> tuple[Recorder, list[Callback]]:
         goal, options, paths = self.module.objective, self.options, self.paths

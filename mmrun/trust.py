@@ -58,11 +58,14 @@ def check_whole(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"the config has no {group}",
                 given=f"{group}: {config.get(group)}",
-                remedy="Is its run.json damaged?",
+                remedy="Is its YAML file no mapping, or its run.json damaged?",
             )
     for key in ("seed", "data_seed", "threads"):
         if key not in config:
-            raise UserError(f"the config has no {key}", remedy="Is its run.json damaged?")
+            raise UserError(
+                f"the config has no {key}",
+                remedy="Is its YAML file no mapping, or its run.json damaged?",
+            )
 
 
 def check_numbers(config: Any, where: str = "") -> None:

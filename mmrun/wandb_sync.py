@@ -202,7 +202,7 @@ def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
     while pending:
         addresses: dict[str, str] = {}
         reasons: dict[str, str] = {}
-        before = len(pending)
+        before = {each.files[0]: len(each.waiting) for each in pending}
         for id, line in _wandb_says([file for each in pending for file in each.waiting]):
             if found := _ADDRESS.search(line):
                 addresses[found[2]] = found[1]
@@ -210,8 +210,8 @@ def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
                 for each in pending:
                     for file in each.named_in(line):
                         _marker(file).touch()
-            elif line.startswith("ERROR"):
-                reasons.setdefault(id, line.removeprefix("ERROR").strip())
+            elif line.startswith("ERROR") and "error logs at" not in line:
+                reasons.setdefault(id, _plain(line.removeprefix("ERROR").strip()))
             for done in [each for each in pending if not each.waiting]:
                 pending.remove(done)
                 address = addresses.get(done.id, "")
@@ -219,11 +219,20 @@ def _upload(due: Sequence[LocalRun]) -> Iterator[tuple[LocalRun, str, str]]:
                 yield done, address, ""
         # A file that cannot be read keeps wandb from beginning with the others.
         failed = pending
-        if len(pending) == before:
+        if any(len(each.waiting) < before[each.files[0]] for each in pending):
+            failed = []  # a part of it went: wandb left the next part for another call
+        elif len(pending) == len(before):
             failed = [each for each in pending if each.named_in(reasons.get("", ""))] or pending
         for each in failed:
             yield each, "", reasons.get(each.id) or reasons.get("") or "wandb gave no reason"
         pending = [each for each in pending if each not in failed]
+
+
+def _plain(reason: str) -> str:
+    """What wandb says of one run where it holds for all of them."""
+    if re.search(r"\b40[13]\b", reason):
+        return "the server refused the key"
+    return reason
 
 
 def _marker(file: Path) -> Path:

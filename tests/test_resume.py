@@ -305,7 +305,9 @@ def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str
     short = fit(*words, "trainer.max_epochs=2", directory=Path("short"))
     assert short["steps"] == 30
     assert cli.main(["resume", "short", "trainer.max_epochs=4"]) == 0
-    assert "max_epochs after 60 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "max_epochs after 60 steps" in out
+    assert "the schedule" not in out  # a constant one has no length
     longer, straight = (
         Path("short"),
         fit(*words, "trainer.max_epochs=4", directory=Path("straight")),
@@ -327,10 +329,13 @@ def test_more_epochs_are_those_of_a_longer_run(capsys: pytest.CaptureFixture[str
     assert record_of(longer)["resumed"]["trainer.max_epochs"] == 5
 
 
-def test_a_schedule_follows_the_new_length():
+def test_a_schedule_follows_the_new_length(capsys: pytest.CaptureFixture[str]):
     words = [word for word in BASE if "max_epochs" not in word]
     fit(*words, "trainer.max_epochs=2", "schedule=cosine", directory=Path("short"))
     assert cli.main(["resume", "short", "trainer.max_epochs=4"]) == 0
+    assert (
+        "was made for 30 steps and now spans 60: the learning rate jumps" in capsys.readouterr().out
+    )
     rates = [float(row["train/lr"]) for row in table(Path("short/metrics.csv")) if row["train/lr"]]
     assert rates[-1] == pytest.approx(0, abs=1e-9)
     at_step = {int(row["step"]): float(row["train/lr"]) for row in table(Path("short/metrics.csv"))}

@@ -95,6 +95,15 @@ def test_the_server_that_wandb_login_stored(monkeypatch, tmp_path):
     assert tracking.base_url() == "http://localhost"
 
 
+def test_an_address_without_a_scheme_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "localhost:8080")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for option in ("auto", "wandb"):
+        with pytest.raises(UserError, match="Write http://localhost:8080"):
+            tracking.mode(option)
+    assert tracking.mode("offline") == ("offline", "")
+
+
 def test_ids_are_random_and_none_costs_nothing(tmp_path):
     assert len({tracking.new_id() for _ in range(100)}) == 100
     run = tracking.start("none", id="x", name="n", directory=tmp_path / "no", config={})

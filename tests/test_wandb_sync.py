@@ -129,12 +129,32 @@ def test_parts_of_a_run_that_are_uploaded_apart_are_one_run(
         assert (code, lines[-1]) == (0, "nothing to upload; 1 already there")
 
 
+def test_a_run_that_was_killed_and_resumed_goes_up_at_once(
+    server: FakeWandb, capsys: pytest.CaptureFixture[str]
+):
+    """wandb leaves the second part for another call where the first is torn."""
+    home = Path("outputs/2026_x")
+    owner(home, "abcd")
+    make(("abcd", str(home), 0, 200, 0))
+    torn = file_of("abcd")
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 2 // 3])
+    make(("abcd", str(home), 200, 5, 0))
+    code, lines = sync(capsys)
+    assert (code, lines[-1]) == (0, "1 uploaded, 0 failed; 0 already there")
+    assert server.runs["abcd"].values("trainer/global_step")[-5:] == [200, 201, 202, 203, 204]
+    assert server.runs["abcd"].exit_code == 0
+
+
 def test_a_server_that_fails_loses_nothing(
     server: FakeWandb, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WANDB_X_GRAPHQL_RETRY_MAX", "1")
     make(("a", "outputs/a", 0, 2, 0), ("b", "outputs/b", 0, 2, 1))
-    for how, reason in ((401, "error 401"), (500, "giving up"), (GONE, "connection refused")):
+    for how, reason in (
+        (401, "the server refused the key"),
+        (500, "giving up"),
+        (GONE, "connection refused"),
+    ):
         server.ail(how)
         code, lines = sync(capsys)
         assert (code, lines[-1]) == (1, "0 uploaded, 2 failed; 0 already there")

@@ -74,7 +74,7 @@ def _again(record: Mapping[str, Any], change: str) -> str:
     kept = [
         str(o) for o in record.get("overrides", []) if not str(o).startswith(("clip=", "clip."))
     ]
-    return command({"config_dirs": record.get("config_dirs", []), "overrides": [*kept, change]})
+    return command({**record, "overrides": [*kept, change]})
 
 
 def _short(value: Any) -> str:

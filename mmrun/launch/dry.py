@@ -42,7 +42,7 @@ def lines(sweep: Sweep) -> Iterator[str]:
         shown = f"{count:>7} steps" if isinstance(count, int) else "      ? steps"
         reason = "" if isinstance(count, int) else f"  ({count})"
         yield printable(f"{action} {shown}  {point.name}{reason}")
-    but = "" if not unknown else f", but for {unknown} points whose data cannot be read"
+    but = "" if not unknown else f", but for {unknown} of {len(sweep.points)} that cannot be built"
     yield f"\n{total} steps to train at most{but}; no model was built, and nothing was made"
 
 

@@ -36,6 +36,11 @@ def opening(
             f"{'':8} {len(stale)} of those done were made by another version of the code; "
             "rerun=stale makes them again"
         )
+    longer = [each for each in of["skip"] if each.record and each.record["resumed"]]
+    if longer:
+        lines.append(
+            f"{'':8} {len(longer)} of those done went on with other limits than this command says"
+        )
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
         named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])

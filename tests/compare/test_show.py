@@ -50,6 +50,22 @@ def test_the_command_can_be_pasted(tmp_path):
     assert "[red]n[/]" in text
 
 
+def test_the_command_has_what_resuming_changed(tmp_path):
+    overrides = ("trainer.max_epochs=3", "clip=0.1", "logger=none")
+    point = Point(config={}, choices={"clip": "0.1"}, overrides=overrides, name="n")
+    run = runs.freeze(point, tmp_path / "run")
+    changed = {"trainer.max_epochs": 6, "trainer.max_time": None, "trainer.devices": 2}
+    run.update(resumed=changed, status="finished")
+    text = show(run.directory)
+    line = next(line for line in text.splitlines() if line.startswith("make it again"))
+    assert line.endswith(
+        "mmrun train clip=0.1 logger=none trainer.max_epochs=6 trainer.max_time=null"
+    )
+    assert "resumed    trainer.max_epochs=6 trainer.max_time=null" in text
+    last = summary({**run.record, "directory": run.directory}).splitlines()[-1]
+    assert "train logger=none clip=none trainer.max_epochs=6" in last
+
+
 def test_an_unfinished_run_says_how_to_go_on(tmp_path):
     run = runs.freeze(Point(config={}, choices={}), tmp_path / "my run")
     assert "nothing to resume" in show(run.directory)

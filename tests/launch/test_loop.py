@@ -274,6 +274,17 @@ def test_a_damaged_checkpoint_costs_the_point_s_start_and_no_more(
     assert record_of(directory)["test"] == whole["test"]
 
 
+def test_a_point_that_went_on_longer_is_told_of(capsys: pytest.CaptureFixture[str]):
+    run("clip=none,0.5")
+    (directory,) = SWEEP.glob("clip=0.5*")
+    assert cli.main(["resume", str(directory), "trainer.max_epochs=2"]) == 0
+    run("clip=none,0.5")
+    assert (
+        "1 of those done went on with other limits than this command says"
+        in capsys.readouterr().out
+    )
+
+
 def test_what_another_process_trains_is_left_to_it(capsys: pytest.CaptureFixture[str]):
     run("clip=none,0.5")
     (directory,) = SWEEP.glob("clip=0.5*")
