@@ -36,7 +36,7 @@ from mmrun.options import ENCODER, options
 from mmrun.signature import check
 from mmrun.spec import FUSION, MISSING, OBJECTIVE, SHARED, DatasetSpec
 from mmrun.trainer import TrainerOptions
-from mmrun.trust import MOST, OWN_PACKAGES, check_numbers, check_targets, check_whole
+from mmrun.trust import OWN_PACKAGES, check_numbers, check_targets, check_whole, whole
 from mmrun.user_code import why_not_imported
 
 MOST_THREADS = 1024  # torch dies of a million
@@ -89,8 +89,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     check_targets(config, trust)
     check_whole(config)
     check_numbers(config)
-    seed, data_seed = _whole(config, "seed", 0), _whole(config, "data_seed", 0)
-    torch.set_num_threads(_whole(config, "threads", 1, MOST_THREADS))
+    seed, data_seed = whole(config, "seed", 0), whole(config, "data_seed", 0)
+    torch.set_num_threads(whole(config, "threads", 1, MOST_THREADS))
     training = trainer_options(config["trainer"])
     data = dataset(config["dataset"], data_seed)
     torch.manual_seed(seed)
@@ -179,14 +179,6 @@ def _call(
             given=", ".join(f"{name}={value}" for name, value in knobs.items()),
             remedy=str(error).split("\n", 1)[0],
         ) from error
-
-
-def _whole(config: Mapping[str, Any], key: str, least: int, most: int = MOST) -> int:
-    value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        limits = f"{least} or more" if most == MOST else f"from {least} to {most}"
-        raise UserError(f"{key} is a whole number, {limits}", given=value, remedy=f"E.g. {key}=1.")
-    return value
 
 
 def _check_finite(node: Mapping[str, Any], where: str) -> None:

@@ -128,15 +128,15 @@ def _train(words: list[str]) -> int:
         )
     with _uncollected(), ending():
         from mmrun import compose
-        from mmrun.spec import Sweep
+        from mmrun.spec import MULTIRUN, Sweep
 
         if any(word.split("=", 1)[0] in compose.HYDRA_FLAGS for word in rest):
             compose.hydra_answers(rest, config_dirs)
             return 0
         flags = [word for word in rest if word.startswith("-")]
         for word in flags:
-            if word not in (*compose.MULTIRUN, DRY_RUN):
-                remedy = nearest(word, (*compose.MULTIRUN, DRY_RUN, *compose.HYDRA_FLAGS))
+            if word not in (*MULTIRUN, DRY_RUN):
+                remedy = nearest(word, (*MULTIRUN, DRY_RUN, *compose.HYDRA_FLAGS))
                 raise UserError("train has no such flag", given=word, remedy=remedy)
         overrides = [word for word in rest if word not in flags]
         several = compose.is_sweep(rest, config_dirs)

@@ -21,15 +21,13 @@ from typing import Any, get_args
 from mmrun.errors import UserError
 from mmrun.options import ENCODER, checked_dirs, conf_dir, groups, options
 from mmrun.shells import SCRIPTS
-from mmrun.spec import Rerun
+from mmrun.spec import MULTIRUN, SWEEP_WORDS, Rerun
 
 Verbs = Mapping[str, Callable[[list[str]], int]]
 
 ACTIONS = ("install", "uninstall", "query")
 TRAIN = "train"
 CONFIG_DIR = ("--config-dir", "-cd")
-MULTIRUN = ("-m", "--multirun")
-SWEEP_WORDS = ("seeds", "rerun", "sweep")
 _PLAIN = re.compile(r"[\w.+/-]+")  # a value that needs no quotes
 _FOR_BASH = re.compile(r"([^\w@%+=:,./~-])")  # bash puts a candidate on the line as it is
 

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from mmrun.batch import Batch
-from mmrun.build import Built, build, check_whole
+from mmrun.build import Built, build
 from mmrun.checkpoint import load_weights
 from mmrun.errors import UserError, nearest
+from mmrun.isolation import isolated
 from mmrun.runs import reader
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import write_whole
 from mmrun.settings import changed
 from mmrun.spec import ModalitySpec
 from mmrun.trainer import limited
+from mmrun.trust import check_whole
 
 # Settings under which a finished run may be scored anew; anything else would be another run.
 TEST_CONDITIONS = (
@@ -51,12 +53,8 @@ def restore(
     config["trainer"] |= {"accelerator": "auto", "devices": 1, "num_nodes": 1}
     if config["trainer"].get("precision") == "16-mixed" and not torch.cuda.is_available():
         config["trainer"]["precision"] = "32-true"
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the caller's random numbers and threads stay as they are
+    with isolated():  # the caller's random numbers and threads stay as they are
         built = build(config, trust)
-    torch.set_num_threads(threads)
     paths = Paths(directory)
     found = paths.best if paths.best.exists() else paths.last
     if not found.exists():

@@ -29,12 +29,17 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+def unheard() -> None:
+    """What is printed from now on goes nowhere: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(line: str) -> None:
     """Print a line of long work at once. Its reader may go (``mmrun train -m ... | head``): the work goes on, unheard."""
     try:
         print(line, flush=True)  # noqa: T201 (what it is for)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unheard()
 
 
 def continuing(directory: Path) -> str:
@@ -62,7 +67,7 @@ def guarded(command: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (``mmrun ... | head``); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unheard()
         return FAILED
     except ModuleNotFoundError as error:
         _tell(f"mmrun: {error}")

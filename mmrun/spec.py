@@ -94,6 +94,9 @@ class Point:
         return config_id(self.config)
 
 
+# Words of a command line that make a sweep of it, and are no settings.
+MULTIRUN = ("-m", "--multirun")
+SWEEP_WORDS = ("seeds", "rerun", "sweep")
 Rerun = Literal["false", "stale", "true"]
 
 
@@ -109,6 +112,7 @@ class Sweep:
         config_dirs: the user's own config folders, absolute.
         rerun: which finished points are made again: none, those of another version or commit, all.
         repeated: names of points that were left out, since another one is equal to them.
+        idle: keys in which those differ that leave what is learnt as it is.
     """
 
     name: str
@@ -118,6 +122,7 @@ class Sweep:
     config_dirs: tuple[str, ...] = ()
     rerun: Rerun = "false"
     repeated: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 def config_id(config: Mapping[str, Any]) -> str:

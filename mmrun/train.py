@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping
@@ -33,7 +32,7 @@ from mmrun.callbacks.wandb import WandbRun
 from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, described, nearest
-from mmrun.exits import continuing, shown
+from mmrun.exits import continuing, shown, unheard
 from mmrun.isolation import isolated
 from mmrun.logfile import log_file
 from mmrun.module import Scores
@@ -393,7 +392,7 @@ class _LastingConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unheard()
 
 
 class _OwnSignals(Callback):

@@ -80,3 +80,13 @@ def check_numbers(config: Any, where: str = "") -> None:
         raise UserError(f"{where} is not a number", given=config, remedy="Give one.")
     elif isinstance(config, int) and not -MOST <= config <= MOST:
         raise UserError(f"{where} is too large", given=config, remedy="Give less than 2^63.")
+
+
+def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:
+    """The whole number under a key; UserError where it is none, or out of range."""
+    value = config[key]
+    above = most is not None and isinstance(value, int) and value > most
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or above:
+        limits = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise UserError(f"{key} is a whole number, {limits}", given=value, remedy=f"E.g. {key}=1.")
+    return value

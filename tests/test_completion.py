@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mmrun import cli, completion, compose
+from mmrun import cli, compose
 from mmrun.cli import VERBS
 from mmrun.completion import candidates
-from mmrun.compose.overrides import SWEEP_WORDS
 from mmrun.options import conf_dir, groups, options
 from mmrun.shells import SCRIPTS
 from mmrun.sources import register
@@ -165,12 +164,6 @@ def test_all_that_hydra_would_offer_and_mmrun_takes(word: str):
     taken -= {"encoder=", "optimizer.betas."}  # chosen per modality; a list is set as a whole
     assert taken
     assert taken <= set(offered(f"mmrun train {word}"))
-
-
-def test_the_words_of_sweeps_are_those_that_are_taken():
-    """They are written down twice, for what takes them loads Hydra."""
-    assert completion.SWEEP_WORDS == SWEEP_WORDS
-    assert completion.MULTIRUN == compose.MULTIRUN
 
 
 def test_every_option_of_every_group_is_offered():

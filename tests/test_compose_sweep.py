@@ -192,6 +192,25 @@ def test_equal_points_are_taken_once_and_said():
     assert len({point.id for point in found.points}) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (["trainer=default,ddp"], ("trainer",)),
+        (["outputs=a,b", "clip=none,0.5"], ("outputs",)),
+        (
+            ["trainer.devices=1,2", "dataset.use=[image],[text]", "logger=none,auto"],
+            ("logger", "trainer.devices"),
+        ),
+        (["clip=0.5,norm_0.5"], ()),
+        (["outputs=a", "clip=0.5,norm_0.5"], ()),
+        (["outputs=a,b", "clip=0.5,norm_0.5"], ("outputs",)),
+        (["clip=none,0.5", "seeds=2"], ()),
+    ],
+)
+def test_what_makes_no_difference_is_known(words: list[str], idle: tuple[str, ...]):
+    assert sweep(*words).idle == idle
+
+
 def test_an_experiment_brings_its_sweep(own: tuple[str]):
     found = sweep("experiment=mine", dirs=own)
     # The logger is no part of a point's id: its two values are one point.

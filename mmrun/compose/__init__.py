@@ -20,14 +20,14 @@ from omegaconf import DictConfig
 from mmrun.compose.groups import compose_groups, preferences, preferring, searchpath
 from mmrun.compose.overrides import parse, single, split, typed
 from mmrun.compose.points import point
-from mmrun.compose.sweep import MULTIRUN, is_sweep, sweep
+from mmrun.compose.sweep import is_sweep, sweep
 from mmrun.compose.values import opened
 from mmrun.errors import UserError, nearest
 from mmrun.options import checked_dirs, conf_dir
 from mmrun.sources import preferred, register
 from mmrun.spec import outside_id
 
-__all__ = ["MULTIRUN", "changes", "hydra_answers", "is_sweep", "point", "resumable", "sweep"]
+__all__ = ["changes", "hydra_answers", "is_sweep", "point", "resumable", "sweep"]
 
 # What Hydra answers, and what it takes after it: nothing, one of some words, or anything.
 ANYTHING = ("ANYTHING",)

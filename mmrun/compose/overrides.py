@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
 from mmrun.sources import number_groups, split_number
-
-SWEEP_WORDS = ("seeds", "rerun", "sweep")
+from mmrun.spec import SWEEP_WORDS
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -18,6 +18,7 @@ from mmrun.compose.values import apply_values, kept_type, sentence, value_at
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs
 from mmrun.spec import Point, outside_id
+from mmrun.trust import whole
 
 
 def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
@@ -73,10 +74,7 @@ class Template:
             choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], self.dirs)
         resolved["outputs"] = _text(resolved, "outputs")
         for key in ("seed", "data_seed"):
-            value = resolved[key]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                remedy = f"E.g. {key}=1."
-                raise UserError(f"{key} is a whole number, 0 or more", given=value, remedy=remedy)
+            whole(resolved, key, 0)
         return Point(
             config=resolved,
             choices=dict(sorted(choices.items())),

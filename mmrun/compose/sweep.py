@@ -19,13 +19,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
-from mmrun.compose.overrides import SWEEP_WORDS, parse, split, typed
+from mmrun.compose.overrides import parse, split, typed
 from mmrun.compose.points import Template, lone_name
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
-from mmrun.spec import Point, Rerun, Sweep, config_id, outside_id
+from mmrun.spec import MULTIRUN, SWEEP_WORDS, Point, Rerun, Sweep, config_id, outside_id
 
-MULTIRUN = ("-m", "--multirun")
 MOST_POINTS = 100_000
 NO_AXES = ("sweep", "rerun", "name", "experiment", "outputs")  # in an experiment's block
 SEED, DATA_SEED = "seed", "data_seed"
@@ -90,14 +89,16 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
             raise UserError(
                 f"these are more than {MOST_POINTS} points", given=_typed_axis(key, values)
             )
-    unique: dict[str, Point] = {}
+    unique: dict[str, tuple[Point, tuple[Override, ...]]] = {}
     repeated: list[str] = []
-    for point in _points(slots, axes, dirs):
-        if point.id in unique:
+    idle: set[str] = set()
+    made = zip(_points(slots, axes, dirs), itertools.product(*axes.values()), strict=True)
+    for point, values in made:
+        _, kept = unique.setdefault(point.id, (point, values))
+        if kept is not values:
             repeated.append(point.name)
-        else:
-            unique[point.id] = point
-    points = tuple(unique.values())
+            idle |= {key for key, a, b in zip(axes, kept, values, strict=True) if a is not b}
+    points = tuple(point for point, _ in unique.values())
     return Sweep(
         name=_name(words.get("sweep")) or _default_name(points[0], slots, axes),
         points=points,
@@ -106,6 +107,8 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
         config_dirs=dirs,
         rerun=_rerun(words.get("rerun", "false")),
         repeated=tuple(repeated),
+        # Another spelling of a law is told by the name; what is outside the id may need a word.
+        idle=tuple(sorted(key for key in idle if outside_id(key) or key == "trainer")),
     )
 
 

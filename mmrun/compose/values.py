@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from mmrun.compose.overrides import typed
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
+from mmrun.spec import SHARE_OR_COUNT
 
 YAML_INFINITY = (".inf", "+.inf", "-.inf")  # words to Hydra's command line, numbers in our files
 
@@ -63,7 +64,7 @@ def value_at(config: DictConfig, key: str) -> Any:
 
 def _share_or_count(key: str) -> bool:
     """Whether 1 and 1.0 differ for a setting: one batch, or all of them."""
-    return key.startswith(("trainer.limit_", "trainer.val_check_interval"))
+    return key.startswith(tuple(f"trainer.{each}" for each in SHARE_OR_COUNT))
 
 
 def opened(

@@ -21,7 +21,7 @@ def lines(sweep: Sweep) -> Iterator[str]:
     directory = Path(first.config["outputs"]).absolute() / sweep.name
     planned = plan(directory, sweep.points, sweep.rerun) if sweep.name else []
     if planned:
-        yield from report.opening(directory, planned, sweep.rerun, sweep.repeated)
+        yield from report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle)
     common = {
         group: option
         for group, option in first.choices.items()

@@ -41,6 +41,9 @@ class Executor(ABC):
     def __init__(self, *, fail_fast: bool) -> None:
         self.fail_fast = fail_fast
 
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to get ready)
+        """Get ready what every job needs; not called where there is nothing to do."""
+
     @abstractmethod
     def submit(self, job: Job, slot: int) -> Any:
         """Start a job in a free slot; a handle for it."""

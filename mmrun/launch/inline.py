@@ -14,9 +14,9 @@ from mmrun.signals import ending
 class Inline(Executor):
     """``submit`` returns when the point has ended. A crash of the interpreter ends the sweep; the same command continues it."""
 
-    def __init__(self, *, fail_fast: bool) -> None:
-        super().__init__(fail_fast=fail_fast)
-        with ending():  # torch and Lightning: an interrupt here is none of the first point's
+    def prepare(self) -> None:
+        """Import torch and Lightning: an interrupt meanwhile is none of the first point's."""
+        with ending():
             import mmrun.train  # noqa: F401
 
     def submit(self, job: Job, slot: int) -> Path:  # noqa: ARG002 (there is one)

@@ -64,7 +64,7 @@ def drive(
         outputs: the root of all runs.
         executor: who trains them.
         trust: packages beside mmrun and torch.optim that a ``_target_`` may name.
-        notes: lines that all points would say.
+        notes: lines that all points would say; said where one is trained.
         say: prints a line.
 
     Raises:
@@ -93,7 +93,9 @@ def drive(
                 given=directory / SWEEP_RECORD,
                 remedy="Make room, or name another folder with outputs=DIR.",
             ) from error
-        for line in (*report.opening(directory, planned, sweep.rerun, sweep.repeated), *notes):
+        for line in report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle):
+            say(line)
+        for line in notes if any(each.action in TO_DO for each in planned) else ():
             say(line)
         return _run(directory, ledger, planned, executor, trust, say)
 
@@ -135,7 +137,7 @@ def resume(
             if each.action in TO_DO:
                 check_targets(each.point.config, trust)
         write_ledger(directory, ledger)
-        for line in report.opening(directory, planned, rerun, ()):
+        for line in report.opening(directory, planned, rerun):
             say(line)
         outcome = _run(directory, ledger, planned, executor, trust, say)
         outcome.refused.update(unreadable)
@@ -157,6 +159,8 @@ def _run(
     outcome = Outcome(directory)
     todo = [each for each in planned if each.action in TO_DO]
     unfrozen: Ledger | None = ledger
+    if todo:
+        executor.prepare()
     try:
         for each in todo:  # all of them, before the first is trained: conf/ may be edited then
             _freeze(each, ledger.name, outcome)

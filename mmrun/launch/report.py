@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from mmrun.exits import program, shown
 from mmrun.launch.plan import DONE, Planned
 from mmrun.runs.layout import Paths
 from mmrun.runs.ledger import Ledger
-from mmrun.spec import Rerun, outside_id
+from mmrun.spec import Rerun
 
 FAILED = ("failed", "killed", "unreadable")
 _SHOWN = 20
@@ -21,9 +20,13 @@ _LONGEST_NAME = 120  # characters of a line of a sweep
 
 
 def opening(
-    directory: Path, planned: Sequence[Planned], rerun: Rerun, repeated: Sequence[str]
+    directory: Path,
+    planned: Sequence[Planned],
+    rerun: Rerun,
+    repeated: Sequence[str] = (),
+    idle: Sequence[str] = (),
 ) -> list[str]:
-    """What there is to do, and what of it is done."""
+    """What there is to do, and what of it is done; what was ``repeated``, and by which ``idle`` keys."""
     of = {action: [p for p in planned if p.action == action] for action in _WORDS}
     words = [f"{len(points)} {_WORDS[action]}" for action, points in of.items() if points]
     lines = [
@@ -44,22 +47,9 @@ def opening(
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
         named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])
-        why = _idle_axes(repeated, [each.point.name for each in planned])
+        why = f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
         lines.append(f"{'':8} taken once, as equal to others: {named}{more}{why}")
     return [printable(line) for line in lines]
-
-
-def _idle_axes(repeated: Sequence[str], kept: Sequence[str]) -> str:
-    """What of the points left out leaves the numbers as they are, so that no value of it is a point of its own."""
-    present = {word for name in kept for word in _words(name)}
-    keys = {word.partition("=")[0] for name in repeated for word in _words(name) - present}
-    idle = sorted(key for key in keys if outside_id(key) or key == "trainer")
-    return f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
-
-
-def _words(name: str) -> set[str]:
-    """``clip=0.5,seed=0`` -> clip=0.5 and seed=0; a list in brackets is one value."""
-    return set(re.split(r",(?=[\w+~./-]+=)", name))
 
 
 _WORDS = {

@@ -27,7 +27,7 @@ from mmrun.runs.ledger import locked, read_ledger
 from mmrun.runs.writer import Run, freeze
 from mmrun.signals import Interrupted, interruptible
 from mmrun.train import train
-from tests.running import SMALL, record_of, same, saved, start, table
+from tests.running import SMALL, record_of, run_python, same, saved, start, table
 
 pytestmark = pytest.mark.trains
 
@@ -560,3 +560,21 @@ def test_a_second_signal_takes_no_last_word():
         swept()
     assert caught.value.__notes__ == ["continue"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sweep_that_is_done_gets_nothing_ready():
+    """It takes the command line's time, without torch, and says nothing of where points would log."""
+    run("clip=none")
+    auto = [word for word in QUICK if word != "logger=none"]
+    words = [
+        "train",
+        "-m",
+        *auto,
+        "sweep=s",
+        "clip=none",
+    ]  # the logger is no part of what a point is
+    done = run_python("-X", "importtime", "-m", "mmrun", *words)
+    assert done.returncode == 0
+    assert "points   1: 1 done" in done.stdout
+    assert "W&B" not in done.stdout
+    assert not any(line.rpartition("|")[2].strip() == "torch" for line in done.stderr.splitlines())

@@ -48,23 +48,30 @@ def test_long_names_are_cut_and_keep_their_ends():
 
 
 @pytest.mark.parametrize(
-    ("kept", "repeated", "why"),
+    ("kept", "repeated", "idle", "why"),
     [
-        (["trainer=default"], ["trainer=ddp"], " (trainer: no difference to what is learnt)"),
+        (
+            ["trainer=default"],
+            ["trainer=ddp"],
+            ["trainer"],
+            " (trainer: no difference to what is learnt)",
+        ),
         (
             ["outputs=a,clip=none", "outputs=a,clip=0.5"],
             ["outputs=b,clip=none", "outputs=b,clip=0.5"],
+            ["outputs"],
             " (outputs: no difference to what is learnt)",
         ),
         (
             ["trainer.devices=1,dataset.use=[a,b],logger=none"],
             ["trainer.devices=2,dataset.use=[a,b],logger=auto"],
+            ["logger", "trainer.devices"],
             " (logger, trainer.devices: no difference to what is learnt)",
         ),
-        (["clip=0.5"], ["clip=norm_0.5"], ""),  # the name says it: another spelling
-        (["outputs=a,clip=0.5"], ["outputs=a,clip=norm_0.5"], ""),
+        (["clip=0.5"], ["clip=norm_0.5"], [], ""),  # the name says it: another spelling
+        (["outputs=a,clip=0.5"], ["outputs=a,clip=norm_0.5"], [], ""),
     ],
 )
-def test_why_points_are_one(kept: list[str], repeated: list[str], why: str):
-    *_, line = report.opening(Path("outputs/s"), planned(*kept), "false", repeated)
+def test_why_points_are_one(kept: list[str], repeated: list[str], idle: list[str], why: str):
+    *_, line = report.opening(Path("outputs/s"), planned(*kept), "false", repeated, idle)
     assert line.strip() == f"taken once, as equal to others: {'; '.join(repeated)}{why}"
