@@ -87,7 +87,7 @@ def hand_loop(config: dict[str, Any], steps: int) -> float:
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = module.make_optimizer()
     schedule = module.make_schedule(optimizer, WARM + steps)
-    law, threshold = module.pipeline.law.algorithm, config["clip"].get("threshold", math.inf)
+    law, threshold = module.pipeline.clipper.algorithm, config["clip"].get("threshold", math.inf)
     module.train()
     batches = endless(samples, built.batch_size)
     started = 0.0

@@ -7,6 +7,7 @@ before a run directory exists; the last check is a forward pass of two samples.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +22,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmrun.balance import Balance
+from mmrun.clip.anatomy import anatomy
+from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.datasets import Dataset, SplitName
 from mmrun.encoders import Encoder
@@ -39,6 +42,9 @@ from mmrun.trainer import TrainerOptions
 from mmrun.trust import OWN_PACKAGES, check_numbers, check_targets, check_whole, whole
 from mmrun.user_code import why_not_imported
 
+# Settings of ``clip`` that are the engine's; all others are the law's own.
+ENGINE = tuple(inspect.signature(Clipper).parameters)[1:]
+COMPOSED = ("calibrate_from",)  # what composing has made numbers of
 MOST_THREADS = 1024  # torch dies of a million
 
 
@@ -101,7 +107,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
     model = multimodal(
         config["model"], parts, missing(config["missing"], data.spec), fused, goal, data_seed
     )
-    law = clip(config["clip"])
+    clipper = clip(config["clip"], planned_steps(config, data.spec))
     sharing = balance(config["balance"])
     scopes = scopes_of(model, goal)
     size = batch_size(config["dataset"], data.spec)
@@ -110,7 +116,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         model,
         goal,
         sharing,
-        GradientPipeline(law, sharing, scopes),
+        GradientPipeline(clipper, sharing, scopes, anatomy(model, goal)),
         make_optimizer=optimizer(config["optimizer"], scopes),
         make_schedule=schedule(config["schedule"]),
         total_steps=planned_steps(config, data.spec),
@@ -118,7 +124,7 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
         autocast=training.mixed,
         hyperparameters={
             "gradient_clip_val": config["clip"].get("threshold", math.inf),
-            "gradient_clip_algorithm": law.algorithm,
+            "gradient_clip_algorithm": clipper.algorithm,
         },
     )
     built = Built(module, data, training, size, data_seed)
@@ -299,9 +305,25 @@ def balance(node: Mapping[str, Any]) -> Balance:
     return make(node, "balance", Balance)()
 
 
-def clip(node: Mapping[str, Any]) -> Law:
-    """The clip law."""
-    return make(node, "clip", Law)()
+def clip(node: Mapping[str, Any], total_steps: int) -> Clipper:
+    """The clip law at work: its own settings are told from those that every law can be combined with."""
+    engine = {key: value for key, value in node.items() if key in ENGINE and key != "scopes"}
+    own = {k: v for k, v in node.items() if k not in ENGINE and k not in COMPOSED}
+    check(Clipper, engine, "clip")
+    scopes = {
+        scope: law(each, f"clip.scopes.{scope}")
+        for scope, each in (node.get("scopes") or {}).items()
+    }
+    return Clipper(law(own, "clip"), scopes=scopes, total_steps=total_steps, **engine)
+
+
+def law(node: Mapping[str, Any], where: str) -> Law:
+    """A clip law, and the laws that it is made of."""
+    made = make({key: value for key, value in node.items() if key != "laws"}, where, Law)
+    members = node.get("laws")
+    if members is None:
+        return made()
+    return made([law(each, f"{where}.laws") for each in members])
 
 
 def multimodal(

@@ -182,6 +182,7 @@ class MultimodalModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer over all scopes and its schedule, stepped once per optimizer step."""
         optimizer = self.make_optimizer()
+        self.pipeline.attach(optimizer)
         schedule = self.make_schedule(optimizer, self.total_steps)
         return {
             "optimizer": optimizer,

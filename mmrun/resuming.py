@@ -112,7 +112,7 @@ def _check_rows(step: int, built: Built, paths: Paths) -> None:
     """The rows that were written before the checkpoint was: the run is judged by them at its end."""
     pipeline, every = built.module.pipeline, built.options.log_every_n_steps
     names = ["loss", *built.module.objective.higher_is_better]
-    recorded = pipeline.law.record_every
+    recorded = pipeline.clipper.record_every
     wanted = {
         paths.metrics: [*range(every, step, every), step],
         paths.gradients: list(range(recorded, step + 1, recorded)),

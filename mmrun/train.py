@@ -261,8 +261,8 @@ class _Training:
             },
             clip=clip_block(
                 read_columns(self.paths.gradients),
-                algorithm=self.module.pipeline.law.algorithm,
-                threshold=self.module.pipeline.law.threshold,
+                algorithm=self.module.pipeline.clipper.algorithm,
+                threshold=self.module.pipeline.clipper.threshold,
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
                 stable=stable,
@@ -305,7 +305,7 @@ class _Training:
             columns=self.module.pipeline.columns,
             validation=names,
             every=options.log_every_n_steps,
-            record_every=self.module.pipeline.law.record_every,
+            record_every=self.module.pipeline.clipper.record_every,
         )
         recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
         stops = Stops(

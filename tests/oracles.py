@@ -37,7 +37,7 @@ def knobs(option: str, **overrides: Any) -> dict[str, Any]:
     given = config(option)
     unknown = set(overrides) - set(given)
     assert not unknown, f"conf/clip/{option}.yaml has no {unknown}"
-    return {k: v for k, v in (given | overrides).items() if k != "_target_"}
+    return {k: v for k, v in (given | overrides).items() if k not in ("_target_", "defaults")}
 
 
 def build(option: str, **overrides: Any) -> Law:
@@ -68,6 +68,7 @@ def norm(
     p: float,
     per: str,
     budget: str,
+    split: str,  # noqa: ARG001 (equal here)
     eps: float,
 ) -> Trajectory:
     keys = [(scope, name) for scope, named in weights.items() for name in named]

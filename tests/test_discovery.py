@@ -246,7 +246,7 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
     made: dict[str, Any] = {
         "fusion": built.module.model.fusion,
         "objective": built.module.objective,
-        "clip": built.module.pipeline.law,
+        "clip": built.module.pipeline.clipper.law,
         "balance": built.module.balance,
         "missing": built.module.model.missing,
         "dataset": built.dataset,
@@ -255,7 +255,7 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
     if group in made:
         assert isinstance(made[group], owner(group, option)), wanted
     if group == "clip":
-        assert built.module.pipeline.law.algorithm == option
+        assert built.module.pipeline.clipper.algorithm == option
     if group == "encoder":
         for encoder in built.module.model.encoders.values():
             assert isinstance(encoder, owner(group, option))

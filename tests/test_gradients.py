@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmrun.balance import Balance
 from mmrun.balance.none import NoBalance
+from mmrun.clip.engine import Clipper
 from mmrun.clip.norm import Norm
 from mmrun.errors import UserError
 from mmrun.gradients import GradientPipeline, rows
@@ -50,7 +51,7 @@ class Halve(Balance):
 
 
 def test_columns():
-    pipeline = GradientPipeline(Norm(threshold=1.0), NoBalance(), scopes())
+    pipeline = GradientPipeline(Clipper(Norm(1.0)), NoBalance(), scopes())
     both = ["grad/norm", "grad/norm_clipped", "grad/cosine"]
     both += ["clip/coefficient", "clip/elements", "clip/threshold"]
     want = {*both, "grad/nonfinite"}
@@ -64,7 +65,7 @@ def test_columns():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_row_is_what_happened(option: str, variant: dict[str, Any], dtype: torch.dtype):
     bound = scopes(dtype)
-    pipeline = GradientPipeline(build(option, **variant), NoBalance(), bound)
+    pipeline = GradientPipeline(Clipper(build(option, **variant)), NoBalance(), bound)
     kept = []
     for step in range(3):
         torch.manual_seed(step)
@@ -104,7 +105,7 @@ def test_payer_in_the_row():
     for value, p in zip([4.0, 0.0, 3.0, 0.0, 0.0, 0.0], flat(bound), strict=True):
         p.grad = torch.zeros_like(p)
         p.grad[0, 0] = value
-    telemetry = GradientPipeline(Norm(threshold=2.5), NoBalance(), bound).apply(sgd(bound))
+    telemetry = GradientPipeline(Clipper(Norm(2.5)), NoBalance(), bound).apply(sgd(bound))
     assert telemetry["clip/payer/image"].item() == pytest.approx(0.8)
     assert telemetry["clip/payer/text"].item() == pytest.approx(0.6)
     assert telemetry["clip/payer/fusion"].item() == pytest.approx(0.5)
@@ -118,7 +119,7 @@ def test_modulation_comes_before_the_clip():
         for k, p in enumerate(named.values()):
             p.grad = torch.zeros_like(p)
             p.grad[0, 0] = value if k == 0 else 0.0
-    telemetry = GradientPipeline(Norm(threshold=1.0), Halve(), bound).apply(sgd(bound))
+    telemetry = GradientPipeline(Clipper(Norm(1.0)), Halve(), bound).apply(sgd(bound))
     assert telemetry["grad/norm"] == 5
     got = [p.grad[0, 0].item() for p in flat(bound) if p.grad is not None]
     assert got == pytest.approx([0.6, 0, 0.8, 0, 0, 0])
@@ -129,12 +130,12 @@ def test_modulation_of_an_unknown_scope_is_refused():
     del bound["text"]
     fill(bound)
     with pytest.raises(UserError, match=r"text.*fusion, image"):
-        GradientPipeline(Norm(threshold=1.0), Halve(), bound).apply(sgd(bound))
+        GradientPipeline(Clipper(Norm(1.0)), Halve(), bound).apply(sgd(bound))
 
 
 def test_combine_writes_the_balance_of_each_losss_gradients():
     bound = scopes()
-    pipeline = GradientPipeline(build("none"), NoBalance(), bound)
+    pipeline = GradientPipeline(Clipper(build("none")), NoBalance(), bound)
     one = torch.ones(3, 2)
     # One tensor for two parameters, as torch.autograd.grad may return: each gets its own.
     pipeline.combine({"a": {"image.a": one, "image.b": one}, "b": {"image.a": 2 * one}})
@@ -152,7 +153,7 @@ def test_combine_writes_the_balance_of_each_losss_gradients():
 
 def test_aliased_gradients_are_clipped_once():
     bound = scopes()
-    pipeline = GradientPipeline(Norm(threshold=1.0), NoBalance(), bound)
+    pipeline = GradientPipeline(Clipper(Norm(1.0)), NoBalance(), bound)
     shared = torch.ones(3, 2)
     pipeline.combine({"a": dict.fromkeys(bound["image"], shared)})
     telemetry = pipeline.apply(sgd(bound))
@@ -173,7 +174,7 @@ def test_scaled_gradients_are_unscaled_first(scale: float):
         assert p.grad is not None
         p.grad.mul_(scale)
     optimizer = sgd(bound)
-    telemetry = GradientPipeline(Norm(threshold=1e3), NoBalance(), bound).apply(optimizer, scaler)
+    telemetry = GradientPipeline(Clipper(Norm(1e3)), NoBalance(), bound).apply(optimizer, scaler)
     norm = math.sqrt(sum(float(w.square().sum()) for w in want))
     assert telemetry["grad/norm"].item() == pytest.approx(norm, rel=1e-6)
     for p, w in zip(flat(bound), want, strict=True):
@@ -188,7 +189,7 @@ def test_a_non_finite_step_is_counted():
     gradient = bound["text"]["text.a"].grad
     assert gradient is not None
     gradient[0, 0] = math.nan
-    telemetry = GradientPipeline(Norm(threshold=0.1), NoBalance(), bound).apply(sgd(bound))
+    telemetry = GradientPipeline(Clipper(Norm(0.1)), NoBalance(), bound).apply(sgd(bound))
     assert telemetry["grad/nonfinite"] == 1
     assert math.isnan(telemetry["grad/norm/text"].item())
     assert math.isfinite(telemetry["grad/norm/image"].item())
@@ -199,7 +200,7 @@ def test_a_non_finite_step_is_counted():
 def test_no_host_sync(option: str, variant: dict[str, Any]):
     with FakeTensorMode():
         bound = scopes()
-        pipeline = GradientPipeline(build(option, **variant), Halve(), bound)
+        pipeline = GradientPipeline(Clipper(build(option, **variant)), Halve(), bound)
         fill(bound)
         optimizer = sgd(bound)
         rows([pipeline.apply(optimizer) for _ in range(2)])
@@ -209,7 +210,7 @@ def test_telemetry_holds_no_gradient():
     """Many steps are kept between two logs: their gradients must not be."""
     bound = scopes()
     fill(bound)
-    telemetry = GradientPipeline(Norm(threshold=1.0), NoBalance(), bound).apply(sgd(bound))
+    telemetry = GradientPipeline(Clipper(Norm(1.0)), NoBalance(), bound).apply(sgd(bound))
     before = telemetry.row.clone()
     for p in flat(bound):
         assert p.grad is not None
@@ -220,9 +221,9 @@ def test_telemetry_holds_no_gradient():
 
 def test_state():
     bound = scopes()
-    pipeline = GradientPipeline(Norm(threshold=1.0), NoBalance(), bound)
+    pipeline = GradientPipeline(Clipper(Norm(1.0)), NoBalance(), bound)
     fill(bound)
     pipeline.apply(sgd(bound))
-    again = GradientPipeline(Norm(threshold=1.0), NoBalance(), bound)
+    again = GradientPipeline(Clipper(Norm(1.0)), NoBalance(), bound)
     again.load_state_dict(pipeline.state_dict())
     assert again.steps == 1

@@ -1,34 +1,47 @@
 """Clip laws: gradients -> gradients, measured. One file each; usable in any PyTorch loop.
 
-    import mmrun
+    from mmrun.clip import Clipper, Norm, Value
 
-    law = mmrun.clip.norm.Norm(threshold=0.5, per="modality")
-    law.bind({"image": dict(image.named_parameters()), "head": dict(head.named_parameters())})
+    clip = Norm(0.5)
     ...
     loss.backward()
-    stats = law.apply()  # once per optimizer step, on reduced and unscaled gradients
+    stats = clip(model.parameters())  # once per optimizer step, on reduced and unscaled gradients
     optimizer.step()
-    stats.by_scope()["coefficient"]  # [1 + scopes], everything first; still on the device
+    stats["coefficient"][""]  # of everything; still on the device
 
-The contract is ``mmrun.clip.law.Law``. A law that multiplies gradients by coefficients of their norms (nearly all
-do) derives from ``mmrun.clip.scaling.Scaling`` and says one or both of: ``limits`` (the threshold in force) and
-``respond`` (the coefficient). Any other law derives from ``Law`` and says ``clip``.
+    clip = Norm(0.5, per="modality")  # a bound of its own for each scope
+    stats = clip({"image": image_encoder, "text": text_encoder, "head": head})
 
-To add one: ``mmrun/clip/x.py`` with a class ``X``, ``conf/clip/x.yaml``, and the law in NumPy in ``tests/oracles.py``.
-The tests find it in ``conf/clip``: parity with the oracle, the properties of every law, no host sync.
-``mmrun.clip`` imports torch and ``mmrun.errors``, nothing else of mmrun.
+    clip = Clipper(Norm(0.5), scopes={"text": Value(0.1)}, warmup=100, nonfinite="zero")
+
+``Law`` (mmrun.clip.law) is the contract, ``Clipper`` (mmrun.clip.engine) what every law can be combined with. A law that
+multiplies gradients by coefficients of their norms (nearly all do) derives from ``Scaling`` and says one or both of
+``limits`` (the threshold in force) and ``respond`` (the coefficient); from ``Bounded`` where its threshold is a norm;
+from ``Adaptive``, and says ``fields`` and ``follow``, where its threshold follows earlier norms. Any other law derives
+from ``Law`` and says ``clip``.
+
+To add one: ``mmrun/clip/x.py`` with a class ``X``, ``conf/clip/x.yaml``, and the law in NumPy in ``tests/oracles``.
+The tests find it in ``conf/clip``: parity with the oracle, the properties of every law, no host sync; and
+``from mmrun.clip import X`` finds it by its name. ``mmrun.clip`` imports torch and ``mmrun.errors``, nothing else of mmrun.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from types import ModuleType
+import pkgutil
+from typing import Any
+
+from mmrun.clip.engine import Clipper
+from mmrun.clip.stats import Stats
+
+__all__ = ["Clipper", "Stats"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """The module of a law, imported when it is first named."""
-    module = f"{__name__}.{name}"
-    if importlib.util.find_spec(module) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(module)
+def __getattr__(name: str) -> Any:
+    """A module of this package, or the law of that name: ``BlockRMS`` is in ``block_rms``."""
+    for module in pkgutil.iter_modules(__path__):
+        if name == module.name:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name != name.lower() and module.name.replace("_", "") == name.lower():
+            return getattr(importlib.import_module(f"{__name__}.{module.name}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,13 @@
 """The contract of a clip law: bound once to parameters by scope, applied once per optimizer step.
 
-``apply`` reads ``.grad``, changes it in place and returns what it did as tensors on the device. It never waits for
+A law reads gradients, changes them in place and says what it held them to, as tensors on the device. It never waits for
 the device: no ``.item()``, no ``bool(tensor)``, no Python ``min`` of tensors, no boolean indexing (a test runs every
 law under FakeTensorMode, where each of these raises). What every law keeps to:
 
 - A parameter without a gradient at this step (or a frozen one) is skipped: its norm is 0, its state stays.
 - Gradients that need no clipping keep their bits.
 - Norms are summed in float32 at least, in float64 for float64 gradients.
-- A unit with a non-finite norm passes as it is, and leaves the law's state as it was: write state with
-  ``torch.where(torch.isfinite(norm), new, old)``.
+- A unit whose norm is 0 or not finite leaves the law's state as it was; one that is not finite passes as it is.
 - The number that one sweeps is called ``threshold``; infinity is "off".
 """
 
@@ -16,77 +15,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from mmrun.clip.layout import Gradients, Layout, Scopes
+from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.layout import Layout, Per, Scopes
+from mmrun.clip.memory import Field, Memory
+from mmrun.clip.sources import Clippable, scopes_of
+from mmrun.clip.stats import Stats
+from mmrun.clip.step import Gradients, InForce
 from mmrun.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stats:
-    """What a law did at one step, from which everything logged follows. Float64 (float32 on MPS), on the device.
-
-    The gradient comes in pieces, each within one scope: K parameters, or scopes where a law measures whole scopes.
-    It holds no gradient, so that many steps can be kept, and be worked out together (``stack``).
-
-    Args:
-        raw: L2 norm of each piece's gradient before clipping [..., K]; 0 where it has none.
-        clipped: the same after clipping [..., K].
-        inner: inner product of each piece before and after [..., K].
-        changed: number of elements changed in each [..., K].
-        threshold: the bound in force, for everything and for each scope [..., 1 + S], in the law's unit.
-        payer: for each scope [..., S], the coefficient that it got over the one that it alone would have
-            needed: below 1 where it was scaled for the others' sake, 1 where units do not cross scopes.
-        elements: number of elements that have a gradient [..., 1 + S], at least 1.
-        member: which pieces make up everything and each scope, Bool [1 + S, K].
-        dtype: precision of the norms, and of what is logged.
-    """
-
-    raw: Tensor
-    clipped: Tensor
-    inner: Tensor
-    changed: Tensor
-    threshold: Tensor
-    payer: Tensor
-    elements: Tensor
-    member: Tensor
-    dtype: torch.dtype
-
-    @classmethod
-    def stack(cls, steps: Sequence[Stats]) -> Stats:
-        """The stats of T steps as one, [T, ...]. All of one law; raises where their shapes differ."""
-        names = ("raw", "clipped", "inner", "changed", "threshold", "payer", "elements")
-        stacked = {name: torch.stack([getattr(s, name) for s in steps]) for name in names}
-        return cls(**stacked, member=steps[0].member, dtype=steps[0].dtype)
-
-    @torch.no_grad()
-    def by_scope(self) -> dict[str, Tensor]:
-        """For everything (first) and for each scope, each [..., 1 + S].
-
-        ``norm`` and ``norm_clipped``: L2 norms. ``coefficient``: norm_clipped / norm, 1 where that says nothing (no
-        gradient, or a non-finite one that passed). ``cosine``: of raw and clipped gradient, 1 where either is 0.
-        ``elements``: share of the gradient's elements that changed. ``threshold``: as above.
-        """
-        raw, clipped = self.raw, self.clipped
-        parts = torch.stack((raw * raw, clipped * clipped, self.inner, self.changed))  # [4, ..., K]
-        # [4, ..., 1 + S]; selected, not multiplied by 0 and 1: a scope's inf stays in its scope.
-        sums = torch.where(self.member, parts.unsqueeze(-2), 0.0).sum(-1)
-        norm, norm_clipped = sums[:2].sqrt().unbind()
-        quotients = torch.stack((norm_clipped / norm, sums[2] / (norm * norm_clipped)))
-        coefficient, cosine = torch.nan_to_num(quotients, nan=1.0, posinf=math.inf).unbind()
-        return {
-            "norm": norm,
-            "norm_clipped": norm_clipped,
-            "cosine": cosine,
-            "coefficient": coefficient,
-            "elements": sums[3] / self.elements,
-            "threshold": self.threshold,
-        }
 
 
 class Law(ABC):
@@ -94,26 +34,29 @@ class Law(ABC):
 
     Args:
         threshold: the number that one sweeps, in the law's own unit; > 0, infinity is "off".
-        record_every: optimizer steps between two rows that the run records; the law itself measures every step.
+
+    Attributes:
+        factor: what the threshold is multiplied by at this step (a schedule); infinity during a warm-up.
 
     Raises:
         UserError: a number out of range.
     """
 
     algorithm: ClassVar[str]  # the name for logs: that of the option
+    per: Per = "global"  # what has a state of its own, and is measured as one
 
-    def __init__(self, *, threshold: float, record_every: int = 1) -> None:
-        self.threshold = positive(
+    def __init__(self, threshold: float) -> None:
+        self.threshold: float = positive(
             "threshold", threshold, hint="Use clip=none to switch clipping off."
         )
-        if isinstance(record_every, bool) or int(record_every) != record_every or record_every < 1:
-            raise UserError(
-                "clip.record_every counts optimizer steps",
-                given=record_every,
-                remedy="Give a whole number from 1.",
-            )
-        self.record_every = int(record_every)
+        self.factor = 1.0
         self._layout: Layout | None = None
+        self._memory: Memory | None = None
+
+    @property
+    def current(self) -> float:
+        """The threshold at this step."""
+        return self.threshold * self.factor
 
     @property
     def layout(self) -> Layout:
@@ -122,39 +65,77 @@ class Law(ABC):
             raise RuntimeError(f"{type(self).__name__}.bind(...) comes before apply()")
         return self._layout
 
-    def bind(self, scopes: Scopes) -> None:
+    @property
+    def is_bound(self) -> bool:
+        """Whether there is anything to clip."""
+        return self._layout is not None
+
+    @property
+    def memory(self) -> Memory:
+        """The state, by unit."""
+        if self._memory is None:
+            raise RuntimeError(f"{type(self).__name__}.bind(...) comes before its state")
+        return self._memory
+
+    def fields(self) -> dict[str, Field]:
+        """What the law remembers of each unit; nothing by itself."""
+        return {}
+
+    def bind(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
         """Bind to {scope: {parameter name: Parameter}}; afresh, so that state starts anew.
 
         Raises:
             UserError: a parameter is in two scopes.
         """
-        self._layout = Layout(scopes)
+        self._layout = Layout(scopes, anatomy)
+        self._memory = Memory(self._layout.slots(self.per), self.fields())
+
+    def schedule(self, factor: float) -> None:
+        """Multiply the threshold by this at the next step."""
+        self.factor = factor
 
     @torch.no_grad()
     def apply(self) -> Stats:
         """Clip the gradients in place and say what was done; once per optimizer step."""
-        return self.clip(self.layout.gather())
+        gradients = Gradients(*self.layout.gather())
+        return gradients.stats(self.clip(gradients))
+
+    def __call__(self, parameters: Clippable) -> Stats:
+        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
+
+        What it is called with must stay the same from step to step; a law that is given other parameters
+        keeps the state of those whose names it knows.
+        """
+        scopes, anatomy = scopes_of(parameters)
+        if self._layout is None:
+            self.bind(scopes, anatomy)
+        elif not self._layout.holds(scopes):
+            state = self.state_dict()
+            self.bind(scopes, anatomy)
+            self.load_state_dict(state)
+        return self.apply()
 
     @abstractmethod
-    def clip(self, gradients: Gradients) -> Stats:
+    def clip(self, gradients: Gradients) -> InForce:
         """The law itself, on this step's gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart, by scope or parameter name: tensors and plain numbers. {} by itself."""
-        return {}
+        """What must survive a restart, by field and unit; {} where there is nothing."""
+        return self.memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``.
+        """Take up a state; after ``bind``. Units that it does not know start afresh.
 
         Raises:
             UserError: the state is another law's.
         """
-        if state:
+        if state and not self.memory.fields:
             raise UserError(
                 f"clip={self.algorithm} keeps no state",
                 given=", ".join(sorted(state)),
                 remedy="Resume with the clip law that the checkpoint was written with.",
             )
+        self.memory.load_state_dict(state)
 
 
 def positive(key: str, value: float, *, hint: str = "") -> float:
@@ -174,3 +155,32 @@ def positive(key: str, value: float, *, hint: str = "") -> float:
             remedy=f"Give a positive number, or .inf for no bound. {hint}".strip(),
         )
     return number
+
+
+def within(key: str, value: float, low: float, high: float, *, ends: bool = False) -> float:
+    """``value`` as a float between two numbers, which it may be with ``ends``.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    good = not isinstance(value, bool) and isinstance(value, int | float)
+    if not good or not (low <= value <= high if ends else low < value < high):
+        raise UserError(
+            f"clip.{key} is out of range",
+            given=value,
+            remedy=f"Give a number from {low:g} to {high:g}{'' if ends else ', ends excluded'}.",
+        )
+    return float(value)
+
+
+def count(key: str, value: int, *, least: int = 0) -> int:
+    """``value`` as a whole number from ``least``.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 or value < least:
+        raise UserError(
+            f"clip.{key} is a whole number", given=value, remedy=f"Give {least} or more."
+        )
+    return int(value)

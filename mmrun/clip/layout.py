@@ -1,25 +1,29 @@
-"""What a law is bound to: parameters by scope, and the gradients that they have at one step.
+"""What a law is bound to: parameters by scope, and what is known of the set of them that has a gradient.
 
 Everything that does not change from step to step (which tensor belongs to which scope, how many
 elements it has) is worked out once per set of parameters that have a gradient, and kept.
 
-Shape legend: N parameters, S scopes, U units. In [1 + S] and [1 + S, N] row 0 is everything.
+Shape legend: N parameters, S scopes, R rows (output units of all parameters), U units of a granularity. In [1 + S] and
+[1 + S, N] row 0 is everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 
 # One call for many tensors, as in torch.nn.utils.clip_grad: the fastest way measured, on a CPU too.
-from torch import Tensor, _foreach_mul_, _foreach_norm, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, _foreach_norm, nn  # pyright: ignore[reportPrivateImportUsage]
 
+from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.shards import Shards, is_spread, local
 from mmrun.errors import UserError
 
 Scopes = Mapping[str, Mapping[str, nn.Parameter]]
-Per = Literal["global", "modality", "tensor"]
+Per = Literal["global", "modality", "tensor", "unit"]
 EACH = -1
 
 
@@ -29,13 +33,16 @@ class Layout:
     Args:
         scopes: {scope: {parameter name: Parameter}}; a scope may be empty. A parameter under two names of
             one scope counts once, under the first; one without elements is left out.
+        anatomy: what the parameters are within their modules.
 
     Raises:
         UserError: a parameter is in two scopes, or is complex.
     """
 
-    def __init__(self, scopes: Scopes) -> None:
+    def __init__(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
         self.scopes: tuple[str, ...] = tuple(scopes)
+        self.anatomy = anatomy
+        self._given = [(scope, [id(p) for p in named.values()]) for scope, named in scopes.items()]
         parameters: list[nn.Parameter] = []
         names: list[str] = []
         owners: list[int] = []
@@ -66,18 +73,54 @@ class Layout:
         self.owners: tuple[int, ...] = tuple(owners)  # index of each parameter's scope, ascending
         self._plans: dict[object, Plan] = {}
 
-    def units(self, per: Per) -> int:
-        """How many units share a budget: the trainable parameters, or the scopes that have any."""
-        trainable = [p.requires_grad for p in self.parameters]
-        if per == "tensor":
-            return sum(trainable)
-        if per == "modality":
-            return len({k for k, yes in zip(self.owners, trainable, strict=True) if yes})
-        return 1
+    def axis(self, parameter: nn.Parameter) -> int | None:
+        """The dimension along which a parameter's units lie; None where it is one unit as a whole."""
+        return self.anatomy.axes.get(parameter, 0) if parameter.ndim > 1 else None
 
-    def gather(self) -> Gradients:
-        """The gradients of this step; parameters without one are left out."""
-        grads = [p.grad for p in self.parameters]
+    def slots(self, per: Per) -> list[tuple[str, int]]:
+        """(name, number of units) of what has units: everything, scopes, or parameters, in the order of [U]."""
+        if per == "global":
+            return [("", 1)]
+        if per == "modality":
+            return [(scope, 1) for scope in self.scopes]
+        if per == "tensor":
+            return [(name, 1) for name in self.names]
+        return list(zip(self.names, self.rows, strict=True))
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Units that each parameter has [N]; of a sharded one, those that lie here."""
+        axes = map(self.axis, self.parameters)
+        pairs = zip(self.parameters, axes, strict=True)
+        return tuple(1 if axis is None else local(p).shape[axis] for p, axis in pairs)
+
+    def trainable(self, per: Per) -> list[bool]:
+        """Whether each unit [U] can ever have a gradient."""
+        yes = [p.requires_grad for p in self.parameters]
+        if per == "global":
+            return [True]
+        if per == "modality":
+            owners = {k for k, one in zip(self.owners, yes, strict=True) if one}
+            return [k in owners for k in range(len(self.scopes))]
+        if per == "tensor":
+            return yes
+        return [one for one, rows in zip(yes, self.rows, strict=True) for _ in range(rows)]
+
+    def holds(self, scopes: Scopes) -> bool:
+        """Whether these are the scopes and parameters that it was made of."""
+        given = [(scope, [id(p) for p in named.values()]) for scope, named in scopes.items()]
+        return given == self._given
+
+    def gather(self) -> tuple[Plan, list[Tensor]]:
+        """The gradients of this step, and what is known of those that have one."""
+        plan, tensors = self.plan([p.grad for p in self.parameters])
+        if plan.sparse:
+            for k, i in enumerate(plan.present):
+                self.parameters[i].grad = tensors[k] = _coalesced(tensors[k], self.names[i])
+        return plan, tensors
+
+    def plan(self, grads: Sequence[Tensor | None]) -> tuple[Plan, list[Tensor]]:
+        """What is known of a step at which the parameters have these gradients, or none; and those that there are."""
         here = tuple([g is not None for g in grads])
         tensors = [g for g in grads if g is not None]
         # Gradients have their parameter's dtype and device, and a model moves as a whole.
@@ -85,7 +128,7 @@ class Layout:
         plan = self._plans.get((here, home))
         if plan is None:
             plan = self._plans[here, home] = Plan(self, here, tensors)
-        return Gradients(plan, tensors)
+        return plan, tensors
 
 
 class Block(NamedTuple):
@@ -108,43 +151,38 @@ class Plan:
     """What is known of a step from the set of parameters that have a gradient. Built once for each set."""
 
     def __init__(self, layout: Layout, here: tuple[bool, ...], tensors: list[Tensor]) -> None:
-        present = [i for i, yes in enumerate(here) if yes]
-        for i, g in zip(present, tensors, strict=True):
-            if g.layout != torch.strided:
-                raise UserError(
-                    "clipping needs dense gradients",
-                    given=f"{layout.names[i]}, {g.layout}",
-                    remedy="Build the embedding with sparse=False.",
-                )
+        self.layout = layout
+        self.present = [i for i, yes in enumerate(here) if yes]
         n = len(here)
-        kinds = [(g.device, g.dtype) for g in tensors]
+        self.kinds = [(g.device, g.dtype) for g in tensors]
         dtypes = {g.dtype for g in tensors} or {p.dtype for p in layout.parameters}
         self.scopes = layout.scopes
         # Norms are summed in float32 at least: half precision overflows at 65504.
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.cast = None if dtypes == {self.dtype} else self.dtype
-        device = kinds[0][0] if kinds else next((p.device for p in layout.parameters), None)
+        device = self.kinds[0][0] if tensors else next((p.device for p in layout.parameters), None)
         self.device = device or torch.device("cpu")
-        self.scattered = len({d for d, _ in kinds}) > 1
+        self.scattered = len({d for d, _ in self.kinds}) > 1
         # The few numbers per tensor are combined in float64: squares neither overflow nor vanish.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
+        names = [layout.names[i] for i in self.present]
+        spread = any(map(is_spread, tensors))
+        self.shards = Shards(tensors, names, self.device) if spread else None
+        self.sparse = any(g.layout != torch.strided for g in tensors)
         self.index = (
             None
-            if len(present) == n
-            else torch.tensor(present, device=self.device, dtype=torch.long)
+            if len(self.present) == n
+            else torch.tensor(self.present, device=self.device, dtype=torch.long)
         )
         rows = [[True] * n, *([o == k for o in layout.owners] for k in range(len(layout.scopes)))]
-        sizes = [0] * n
-        for i, g in zip(present, tensors, strict=True):
-            sizes[i] = g.numel()
+        sizes = [p.numel() if yes else 0 for p, yes in zip(layout.parameters, here, strict=True)]
         counts = [sum(s for s, yes in zip(sizes, row, strict=True) if yes) for row in rows]
         self.member = torch.tensor(rows, device=self.device, dtype=torch.bool)  # [1 + S, N]
         self.sizes = torch.tensor(sizes, device=self.device, dtype=self.wide)  # [N]
         self.empty = torch.zeros(0, device=self.device, dtype=self.dtype)
-        self.nothing = torch.zeros_like(self.sizes)
         self.owners = torch.tensor(layout.owners, device=self.device, dtype=torch.long)  # [N]
         groups: list[list[int]] = [[] for _ in layout.scopes]
-        for position, i in enumerate(present):
+        for position, i in enumerate(self.present):
             groups[layout.owners[i]].append(position)
         self.groups = tuple(groups)  # positions of this step's tensors, by scope
         several = range(len(layout.scopes))
@@ -157,13 +195,63 @@ class Plan:
         self.elements = torch.tensor(
             [max(c, 1) for c in counts], device=self.device, dtype=self.wide
         )
-        owners = [layout.owners[i] for i in present]
+        owners = [layout.owners[i] for i in self.present]
         self.blocks: dict[Per, list[Block]] = {
-            "global": _blocks(kinds, [0] * len(present)),
-            "modality": _blocks(kinds, owners),
-            "tensor": _blocks(kinds, [EACH] * len(present)),
+            "global": _blocks(self.kinds, [0] * len(self.present)),
+            "modality": _blocks(self.kinds, owners),
+            "tensor": _blocks(self.kinds, [EACH] * len(self.present)),
         }
-        self._constants: dict[tuple[float, ...], Tensor] = {}
+        self._constants: dict[int, tuple[Sequence[float], Tensor]] = {}
+        self.no_payer = self.filled(1.0, len(self.scopes))
+        # Where elements are changed one by one: what is measured as one. Shards are summed tensor by tensor.
+        self.pieces = (
+            self.groups if self.shards is None else tuple([k] for k in range(len(tensors)))
+        )
+        self.pieces_member = self.scope_member
+        if self.shards is not None:
+            index = slice(None) if self.index is None else self.index
+            self.pieces_member = self.member[:, index]
+
+    @cached_property
+    def position(self) -> list[int | None]:
+        """Which of this step's tensors is each parameter's [N]."""
+        at = dict(zip(self.present, range(len(self.present)), strict=True))
+        return [at.get(i) for i in range(len(self.layout.parameters))]
+
+    @cached_property
+    def row_tensor(self) -> Tensor:
+        """The parameter that each row belongs to [R]."""
+        numbers = [i for i, rows in enumerate(self.layout.rows) for _ in range(rows)]
+        return torch.tensor(numbers, device=self.device, dtype=torch.long)
+
+    @cached_property
+    def row_sizes(self) -> Tensor:
+        """Number of elements of each row [R]; 0 where there is no gradient."""
+        sizes = [
+            (p.numel() if axis is None else p.numel() // p.shape[axis]) * (at is not None)
+            for p, at in zip(self.layout.parameters, self.position, strict=True)
+            for axis in [self.layout.axis(p)]
+        ]
+        each = torch.tensor(sizes, device=self.device, dtype=self.wide)
+        return each.index_select(0, self.row_tensor)
+
+    def whole_axis(self, k: int) -> int | None:
+        """``Layout.axis`` of one of this step's tensors.
+
+        Raises:
+            UserError: its units are spread over processes.
+        """
+        i = self.present[k]
+        parameter = self.layout.parameters[i]
+        axis = self.layout.axis(parameter)
+        for each in getattr(parameter, "placements", ()) if self.shards is not None else ():
+            if each.is_shard() and each.dim != axis:
+                raise UserError(
+                    "clip.per=unit needs units that lie in one process",
+                    given=f"{self.layout.names[i]}, {each}",
+                    remedy="Shard along the output dimension, or use clip.per=tensor.",
+                )
+        return axis
 
     def norms(self, tensors: list[Tensor], p: float = 2.0) -> Tensor:
         """The p-norm of each of some tensors, [len(tensors)]; one pass over their elements."""
@@ -179,11 +267,52 @@ class Plan:
             numbers = [n.to(self.device, non_blocking=True) for n in numbers]
         return torch.stack(numbers).to(self.wide)
 
-    def constant(self, *values: float) -> Tensor:
-        """These numbers as a tensor on the device; the same one at every step, so do not write to it."""
-        if values not in self._constants:
-            self._constants[values] = torch.tensor(values, device=self.device, dtype=self.wide)
-        return self._constants[values]
+    def constants(self, values: Sequence[float]) -> Tensor:
+        """These numbers on the device; transferred once for each list, which the caller keeps and does not change."""
+        key = id(values)
+        if key not in self._constants:
+            made = torch.tensor(values, device=self.device, dtype=self.wide)
+            self._constants[key] = (values, made)  # the list lives on, so that its id stays its own
+        return self._constants[key][1]
+
+    def filled(self, value: float, size: int) -> Tensor:
+        """[size] of one number, made on the device: no transfer."""
+        return torch.full((size,), value, device=self.device, dtype=self.wide)
+
+    def expand(self, units: Tensor, per: Per) -> Tensor:
+        """Numbers of units [U], global, modality or tensor -> those of the parameters that they belong to [N]."""
+        if per == "tensor":
+            return units
+        if per == "modality":
+            return units.index_select(0, self.owners)
+        return units[:1].expand(len(self.layout.parameters))
+
+    def expand_to_rows(self, units: Tensor, per: Per) -> Tensor:
+        """Numbers of units [U] -> those of the rows that belong to them [R]."""
+        if per == "unit":
+            return units
+        return self.expand(units, per).index_select(0, self.row_tensor)
+
+    def join(self, norms: Tensor, per: Per, p: float) -> Tensor:
+        """p-norms of units [U], modality, tensor or unit -> p-norms of everything and of each scope [1 + S]."""
+        if per == "unit":
+            norms, per = self.of_rows(norms, p), "tensor"
+        member = self.scope_member if per == "modality" else self.member
+        # Selected, not multiplied by 0 and 1: one scope's inf must not turn the others into NaN.
+        chosen = torch.where(member, norms, 0.0)
+        if not chosen.numel():
+            return chosen.sum(-1)
+        return torch.linalg.vector_norm(chosen, p, dim=-1)
+
+    def of_rows(self, rows: Tensor, p: float) -> Tensor:
+        """p-norms of rows [R] -> p-norms of parameters [N]."""
+        if p == float("inf"):
+            return torch.zeros_like(self.sizes).index_reduce_(0, self.row_tensor, rows, "amax")
+        return self.sum_rows(rows**p) ** (1.0 / p)
+
+    def sum_rows(self, rows: Tensor) -> Tensor:
+        """Numbers of rows [R], summed by parameter [N]."""
+        return torch.zeros_like(self.sizes).index_add_(0, self.row_tensor, rows.to(self.wide))
 
 
 def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> list[Block]:
@@ -198,57 +327,18 @@ def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> 
     ]
 
 
-class Gradients:
-    """The gradients of one step: reads their norms, multiplies them in place.
+def _coalesced(gradient: Tensor, name: str) -> Tensor:
+    """A gradient whose elements are each there once.
 
-    Args:
-        plan: what is known from which parameters have a gradient.
-        tensors: those gradients, in the plan's order.
+    Raises:
+        UserError: it is sparse in another way than an embedding's.
     """
-
-    __slots__ = ("plan", "tensors")
-
-    def __init__(self, plan: Plan, tensors: list[Tensor]) -> None:
-        self.plan = plan
-        self.tensors = tensors
-
-    def norms(self, p: float = 2.0) -> Tensor:
-        """The p-norm of each parameter's gradient [N]; 0 where it has none. One pass."""
-        plan = self.plan
-        norms = plan.norms(self.tensors, p)
-        if plan.index is None:
-            return norms
-        return torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
-
-    def copies(self) -> list[Tensor]:
-        """A copy of each scope's gradient in the precision of norms, S of [elements]."""
-        plan = self.plan
-        out: list[Tensor] = []
-        for positions in plan.groups:
-            flat = [self.tensors[i].reshape(-1) for i in positions]
-            if plan.cast is not None or plan.scattered:
-                flat = [t.to(plan.device, plan.dtype, non_blocking=True) for t in flat]
-            out.append(torch.cat(flat) if flat else plan.empty)
-        return out
-
-    def join(self, norms: Tensor, p: float) -> Tensor:
-        """p-norms of tensors [N] -> p-norms of everything and of each scope [1 + S]."""
-        # Selected, not multiplied by 0 and 1: one scope's inf must not turn the others into NaN.
-        chosen = torch.where(self.plan.member, norms, 0.0)
-        if not chosen.numel():
-            return chosen.sum(-1)
-        return torch.linalg.vector_norm(chosen, p, dim=-1)
-
-    def multiply(self, coefficients: Tensor, per: Per) -> None:
-        """Multiply in place; coefficients: [1] or more (global), [S] (modality), [N] (tensor)."""
-        index = self.plan.index
-        if per == "tensor" and index is not None:
-            coefficients = coefficients.index_select(0, index)
-        for unit, positions, device, dtype in self.plan.blocks[per]:
-            tensors = [self.tensors[i] for i in positions]
-            if unit == EACH:
-                each = coefficients.to(device, dtype, non_blocking=True).unbind()
-                _foreach_mul_(tensors, [each[i] for i in positions])
-            else:
-                one = coefficients[unit].to(device, dtype, non_blocking=True)
-                _foreach_mul_(tensors, one)
+    if gradient.layout == torch.strided:
+        return gradient
+    if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+        raise UserError(
+            "clipping knows dense gradients, and sparse ones of embeddings",
+            given=f"{name}, {gradient.layout}",
+            remedy="Make it dense first.",
+        )
+    return gradient if gradient.is_coalesced() else gradient.coalesce()

@@ -5,37 +5,22 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from mmrun.clip.law import Law, Stats
-from mmrun.clip.layout import Gradients
+from mmrun.clip.law import Law
+from mmrun.clip.step import Gradients, InForce
 
 
 class Unclipped(Law):
     """g -> g: nothing changes, and everything that other laws report is reported.
 
     Its threshold is infinity, so that one compares it with other laws as their limit.
-
-    Args:
-        record_every: as in ``Law``.
     """
 
     algorithm: ClassVar[str] = "none"
 
-    def __init__(self, *, record_every: int = 1) -> None:
-        super().__init__(threshold=math.inf, record_every=record_every)
+    def __init__(self) -> None:
+        super().__init__(math.inf)
 
-    def clip(self, gradients: Gradients) -> Stats:
-        """One norm pass, nothing written."""
+    def clip(self, gradients: Gradients) -> InForce:
+        """Nothing is bounded."""
         plan = gradients.plan
-        raw = gradients.norms()
-        scopes = len(plan.scopes)
-        return Stats(
-            raw=raw,
-            clipped=raw,
-            inner=raw * raw,
-            changed=plan.nothing,
-            threshold=plan.constant(*[math.inf] * (1 + scopes)),
-            payer=plan.constant(*[1.0] * scopes),
-            elements=plan.elements,
-            member=plan.member,
-            dtype=plan.dtype,
-        )
+        return InForce(plan.filled(math.inf, 1 + len(plan.scopes)), plan.no_payer)

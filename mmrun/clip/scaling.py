@@ -6,13 +6,14 @@ Three choices make such a law: the granularity (``per``), the threshold in force
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from mmrun.clip.law import Law, Stats, positive
-from mmrun.clip.layout import Gradients, Per
+from mmrun.clip.law import Law, positive
+from mmrun.clip.layout import Per
+from mmrun.clip.step import Gradients, InForce
 from mmrun.errors import UserError, nearest
 
 
@@ -21,30 +22,31 @@ class Scaling(Law):
 
     Args:
         threshold: as the law says.
-        per: the unit: everything (``global``), each scope (``modality``) or each parameter (``tensor``).
+        per: the unit: everything (``global``), each scope (``modality``), each parameter (``tensor``), or each
+            output row of a parameter (``unit``: a vector is one unit).
         p: order of the norm that is compared with the threshold, > 0; infinity is the largest element.
-        record_every: as in ``Law``.
 
     Raises:
-        UserError: a number out of range, or a granularity that does not exist.
+        UserError: a number out of range, or a granularity that the law does not have.
     """
 
-    def __init__(
-        self, *, threshold: float, per: Per = "global", p: float = 2.0, record_every: int = 1
-    ) -> None:
-        super().__init__(threshold=threshold, record_every=record_every)
-        if per not in get_args(Per):
+    granularities: ClassVar[tuple[Per, ...]] = get_args(Per)
+
+    def __init__(self, threshold: float, *, per: Per = "global", p: float = 2.0) -> None:
+        super().__init__(threshold)
+        if per not in self.granularities:
+            others = ", ".join(self.granularities)
+            given = per in get_args(Per)
             raise UserError(
-                f"clip={self.algorithm} has no such clip.per",
-                given=per,
-                remedy=nearest(str(per), get_args(Per)),
+                f"clip={self.algorithm} has no clip.per={per}",
+                remedy=f"It has {others}." if given else nearest(str(per), self.granularities),
             )
-        self.per: Per = per
+        self.per = per
         self.p = positive("p", p)
 
-    def limits(self, norms: Tensor) -> Tensor | float:  # noqa: ARG002 (for laws that adapt)
+    def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:  # noqa: ARG002 (for laws that adapt)
         """The threshold in force: one number, or one per unit [U]. norms: p-norms of the units [U]."""
-        return self.threshold
+        return self.current
 
     def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:
         """The coefficients, where norms and limits broadcast: a hard cap, exactly 1 up to the limit."""
@@ -52,48 +54,24 @@ class Scaling(Law):
         finite = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
         return torch.nan_to_num(limits / finite, nan=1.0, posinf=1.0).clamp_(max=1.0)
 
-    def in_force(self, gradients: Gradients, limits: Tensor | float) -> Tensor:
-        """The thresholds to log, [1 + S]: for everything, for each scope.
-
-        By itself for laws whose limit is one number; ``threshold`` stands for everything.
-        """
-        if isinstance(limits, Tensor):
-            raise NotImplementedError(f"{type(self).__name__} adapts, and must say in_force")
-        return gradients.plan.constant(self.threshold, *[limits] * len(gradients.plan.scopes))
-
-    def clip(self, gradients: Gradients) -> Stats:
+    def clip(self, gradients: Gradients) -> InForce:
         """One norm pass (two unless p is 2), one multiplication."""
-        plan = gradients.plan
-        raw = gradients.norms()  # [N]
+        plan, per = gradients.plan, self.per
         # Coefficients in the precision that multiplies, so that "changed" means what was multiplied.
-        own = raw if self.p == 2 else gradients.norms(self.p)  # [N]
-        no_payer = plan.constant(*[1.0] * len(plan.scopes))
-        if self.per == "tensor":
-            limits = self.limits(own)
-            factors = self.respond(own, limits).to(plan.dtype)  # [N]
-            coefficients, payer = factors, no_payer
-        else:
-            joint = gradients.join(own, self.p)  # [1 + S]
-            if self.per == "modality":
-                limits = self.limits(joint[1:])
-                factors = self.respond(joint[1:], limits).to(plan.dtype)  # [S]
-                coefficients, payer = factors.index_select(0, plan.owners), no_payer
-            else:
-                limits = self.limits(joint[:1])
-                # The global one, then what each scope needs alone: [1 + S].
-                factors = self.respond(joint, limits).to(plan.dtype)
-                coefficients = factors[0]
-                payer = coefficients / factors[1:]
-        gradients.multiply(factors, self.per)
-        clipped = raw * coefficients
-        return Stats(
-            raw=raw,
-            clipped=clipped,
-            inner=raw * clipped,
-            changed=plan.sizes * raw.sign() * (coefficients != 1),
-            threshold=self.in_force(gradients, limits),
-            payer=payer,
-            elements=plan.elements,
-            member=plan.member,
-            dtype=plan.dtype,
+        if per != "global":
+            norms = gradients.unit_norms(per, self.p)
+            limits = self.limits(norms, gradients)
+            gradients.multiply(self.respond(norms, limits).to(plan.dtype), per)
+            if not isinstance(limits, Tensor):
+                limits = plan.filled(limits, len(norms))
+            return InForce(plan.join(limits, per, self.p), plan.no_payer)
+        joint = gradients.joint(self.p)  # [1 + S]
+        limits = self.limits(joint[:1], gradients)
+        # The global one, then what each scope needs alone: [1 + S].
+        factors = self.respond(joint, limits).to(plan.dtype)
+        gradients.multiply(factors[:1], per)
+        if not isinstance(limits, Tensor):
+            limits = plan.filled(limits, 1)
+        return InForce(
+            limits.expand(len(joint)), torch.nan_to_num(factors[0] / factors[1:], nan=1.0)
         )

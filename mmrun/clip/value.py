@@ -1,4 +1,4 @@
-"""Value clipping: each element is clamped to [-c, c]."""
+"""Value clipping: each element of the gradient is clamped to [-c, c]."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from mmrun.clip.law import Law, Stats
-from mmrun.clip.layout import Gradients
+from mmrun.clip.law import Law
+from mmrun.clip.step import Gradients, InForce
 
 
 class Value(Law):
@@ -19,7 +19,6 @@ class Value(Law):
 
     Args:
         threshold: c, in units of a gradient's element; infinity is "off".
-        record_every: as in ``Law``.
 
     Raises:
         UserError: a number out of range.
@@ -27,34 +26,11 @@ class Value(Law):
 
     algorithm: ClassVar[str] = "value"
 
-    def __init__(self, *, threshold: float, record_every: int = 1) -> None:
-        super().__init__(threshold=threshold, record_every=record_every)
-
-    def clip(self, gradients: Gradients) -> Stats:
+    def clip(self, gradients: Gradients) -> InForce:
         """One pass clamps; a copy of each scope from before tells what it did."""
-        plan = gradients.plan
-        before = gradients.copies()  # S of [elements]
-        for g in gradients.tensors:
+        plan, threshold = gradients.plan, self.current
+        for g in gradients.open():
             # A bound that the dtype cannot hold bounds nothing: clamp_ would refuse it.
-            c = self.threshold if self.threshold <= torch.finfo(g.dtype).max else math.inf
+            c = threshold if threshold <= torch.finfo(g.dtype).max else math.inf
             g.clamp_(-c, c)  # one pass; torch's clip_grad_value_ takes two
-        after = gradients.copies()
-        raw, clipped = plan.norms(before), plan.norms(after)  # [S]
-        # Not from the norms of raw, clipped and their difference: that cancels where much is cut off.
-        pairs = zip(before, after, strict=True)
-        inner = plan.gather([(b * a).sum() for b, a in pairs])
-        # sign is 0 for NaN: an element that stays NaN did not change.
-        signs = plan.norms([b.sub_(a).sign_() for b, a in zip(before, after, strict=True)])
-        return Stats(
-            raw=raw,
-            clipped=clipped,
-            inner=inner,
-            changed=(
-                signs * signs
-            ).round(),  # the 1-norm would say it, but is 5 times slower on a CPU
-            threshold=plan.constant(*[self.threshold] * (1 + len(plan.scopes))),
-            payer=plan.constant(*[1.0] * len(plan.scopes)),
-            elements=plan.elements,
-            member=plan.scope_member,
-            dtype=plan.dtype,
-        )
+        return InForce(plan.filled(threshold, 1 + len(plan.scopes)), plan.no_payer)

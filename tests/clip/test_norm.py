@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmrun.clip.law import Stats
+from mmrun.clip.stats import Stats
 from mmrun.clip.norm import Norm
 from mmrun.errors import UserError
 

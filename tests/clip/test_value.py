@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrun.clip.law import Stats
+from mmrun.clip.stats import Stats
 from mmrun.clip.value import Value
 
 

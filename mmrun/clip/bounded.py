@@ -1,0 +1,202 @@
+"""Scalings whose threshold is a norm: it can be shared out among units, and be a percentile of norms that were seen."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.layout import Per, Scopes
+from mmrun.clip.memory import Field
+from mmrun.clip.scaling import Scaling
+from mmrun.clip.step import Gradients
+from mmrun.errors import UserError, nearest
+
+Budget = Literal["total", "each"]
+Split = Literal["equal", "size", "norm"]
+PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)")
+MOST_SPREAD = 100.0  # p99 over p50, beyond which a percentile says nothing
+MEMORY = 0.99  # of the running mean of measured norms, for split=norm
+
+
+class Bounded(Scaling):
+    """A scaling by a threshold in units of the gradient's p-norm.
+
+    Args:
+        threshold: c, in units of the gradient's p-norm; infinity is "off". ``"p90"``: each unit's own, the 90th
+            percentile of the norms that ``calibrate`` is given.
+        per: the unit, as in ``Scaling``.
+        p: order of the norm.
+        budget: what c is shared by. ``total``: the units' shares c w_u have the p-norm c, so that the whole gradient's
+            p-norm is at most c however it is cut up; ``each``: every unit gets c. Units that can never have a
+            gradient have no share.
+        split: the shares of a total: ``equal`` (w_u = K^(-1/p) for K units), by ``size`` (w_u^p in proportion to
+            the number of elements), or by ``norm`` (w_u^p in proportion to a running mean of n_u^p, weight 0.99).
+
+    Raises:
+        UserError: a number out of range, or an option that does not exist.
+    """
+
+    def __init__(
+        self,
+        threshold: float | str,
+        *,
+        per: Per = "global",
+        p: float = 2.0,
+        budget: Budget = "total",
+        split: Split = "equal",
+    ) -> None:
+        self.percentile = _percentile(threshold)
+        super().__init__(math.inf if self.percentile else threshold, per=per, p=p)  # pyright: ignore[reportArgumentType]
+        for key, value, known in (("budget", budget, Budget), ("split", split, Split)):
+            if value not in get_args(known):
+                raise UserError(
+                    f"there is no such clip.{key}",
+                    given=value,
+                    remedy=nearest(str(value), get_args(known)),
+                )
+        self.budget: Budget = budget
+        self.split: Split = split
+        self._weights: list[float] = []
+        self._calibrated = False
+
+    def fields(self) -> dict[str, Field]:
+        """What was calibrated, and the running mean of n^p, where they are used."""
+        fields = {"calibrated": Field(math.inf)} if self.percentile else {}
+        return fields | ({"mean": Field()} if self._shares() and self.split == "norm" else {})
+
+    def _shares(self) -> bool:
+        return self.per != "global" and self.budget == "total" and not self.percentile
+
+    def bind(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
+        """Bind, and share the threshold out to the units."""
+        super().bind(scopes, anatomy)
+        self._calibrated = False
+        trainable = self.layout.trainable(self.per)
+        sizes: list[float] = [1.0] * len(trainable)
+        if self.budget == "total" and self.split == "size":
+            sizes = self._sizes()
+        wanted = [size * yes for size, yes in zip(sizes, trainable, strict=True)]
+        whole = sum(wanted) if self.budget == "total" else 1.0
+        self._weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
+        if any(each and not share for each, share in zip(wanted, self._weights, strict=True)):
+            raise UserError(
+                "clip.p is so small that the share of each unit is 0",
+                given=f"p={self.p:g}, {sum(trainable)} units",
+                remedy="Give a larger clip.p, or clip.budget=each.",
+            )
+
+    def _sizes(self) -> list[float]:
+        layout = self.layout
+        numel = [p.numel() for p in layout.parameters]
+        if self.per == "modality":
+            pairs = list(zip(layout.owners, numel, strict=True))
+            return [float(sum(n for k, n in pairs if k == s)) for s in range(len(layout.scopes))]
+        if self.per == "tensor":
+            return [float(n) for n in numel]
+        rows = zip(numel, layout.rows, strict=True)
+        return [n / each for n, each in rows for _ in range(each)]
+
+    def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:
+        """c, each unit's share of it, or what was calibrated."""
+        plan = gradients.plan
+        if self.percentile:
+            if not self._calibrated:
+                raise RuntimeError("calibrate(...) comes before a percentile can bound anything")
+            return self.memory.on(plan.device, plan.wide)["calibrated"] * self.factor
+        if self.per == "global":
+            return self.current
+        if self.split == "norm" and self.budget == "total":
+            return self._by_norm(norms, gradients)
+        weights = plan.constants(self._weights)
+        # Not infinity times 0: a unit that can never have a gradient.
+        return (
+            torch.where(weights > 0, self.current, 0.0)
+            if self.current == math.inf
+            else weights * self.current
+        )
+
+    def _by_norm(self, norms: Tensor, gradients: Gradients) -> Tensor:
+        plan = gradients.plan
+        state = self.memory.on(plan.device, plan.wide)
+        ok = torch.isfinite(norms) & (norms > 0)
+        power = norms**self.p
+        mean = torch.where(state["mean"] > 0, MEMORY * state["mean"] + (1 - MEMORY) * power, power)
+        self.memory.keep(ok, {"mean": mean})
+        mean = state["mean"]
+        if self.current == math.inf:
+            return torch.full_like(mean, math.inf)
+        return self.current * (mean / mean.sum()).nan_to_num(nan=0.0) ** (1.0 / self.p)
+
+    # Calibration
+
+    def calibrate(self, norms: Tensor) -> dict[str, float]:
+        """Set each unit's threshold to the percentile of norms that were seen; returns {unit: threshold}.
+
+        Args:
+            norms: p-norms of the units at some steps [T, U]; those that are 0 or not finite do not count.
+
+        Raises:
+            UserError: nothing to go by, or norms so uneven that a percentile says nothing.
+        """
+        assert self.percentile is not None
+        found: list[float] = []
+        names = [name for name, n in self.layout.slots(self.per) for _ in range(n)]
+        trainable = self.layout.trainable(self.per)
+        for name, yes, column in zip(names, trainable, norms.double().cpu().unbind(1), strict=True):
+            seen = column[torch.isfinite(column) & (column > 0)]
+            if not yes or (not seen.numel() and self.per != "global"):
+                found.append(math.inf)
+                continue
+            found.append(percentile_of(seen, self.percentile, name or "the whole gradient"))
+        units = self.layout.slots(self.per)
+        parts = torch.tensor(found, dtype=torch.float64).split([n for _, n in units])
+        state = {name: part for (name, _), part in zip(units, parts, strict=True)}
+        self.load_state_dict({"calibrated": state})
+        return dict(zip(names, found, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state; what was calibrated stays so."""
+        super().load_state_dict(state)
+        self._calibrated = "calibrated" in state
+
+
+def percentile_of(seen: Tensor, percentile: float, what: str) -> float:
+    """A percentile of finite numbers above 0, unless they are too uneven for it to mean anything.
+
+    Raises:
+        UserError: there are none, or p99 is over 100 times p50.
+    """
+    if not seen.numel():
+        raise UserError(
+            "there is no finite norm to calibrate a threshold by",
+            given=what,
+            remedy="Give clip.threshold as a number.",
+        )
+    middle, high = torch.quantile(seen, torch.tensor([0.5, 0.99], dtype=seen.dtype)).tolist()
+    if high > MOST_SPREAD * middle:
+        raise UserError(
+            f"the norms of {what} are too uneven for a percentile: p99 is {high / middle:.3g} times p50",
+            given=f"p{percentile:g}",
+            remedy="Give clip.threshold as a number, or mend the initialisation first.",
+        )
+    return float(torch.quantile(seen, percentile / 100.0))
+
+
+def _percentile(threshold: Any) -> float | None:
+    """90 of ``p90``; None for a number."""
+    if not isinstance(threshold, str):
+        return None
+    match = PERCENTILE.fullmatch(threshold)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise UserError(
+            "clip.threshold is a number or a percentile",
+            given=threshold,
+            remedy="Write e.g. 0.5, or p90 for the 90th percentile of the norms on the initial weights.",
+        )
+    return float(match[1])

@@ -1,0 +1,344 @@
+"""The engine around a clip law: scopes of their own, schedule, floor, non-finite gradients, gradients or updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.floor import Floor
+from mmrun.clip.law import Law, count, positive
+from mmrun.clip.layout import Layout, Scopes
+from mmrun.clip.none import Unclipped
+from mmrun.clip.scaling import Scaling
+from mmrun.clip.sources import Clippable, scopes_of
+from mmrun.clip.stats import Stats
+from mmrun.clip.step import Gradients
+from mmrun.clip.update import Update
+from mmrun.errors import UserError, nearest
+
+Schedule = Literal["constant", "linear", "cosine", "exponential"]
+Nonfinite = Literal["skip", "zero", "pass", "raise"]
+On = Literal["gradient", "update"]
+
+
+class Clipper:
+    """A clip law at work in a training: once per optimizer step, on reduced and unscaled gradients.
+
+    Args:
+        law: for every scope that has none of its own.
+        scopes: {scope: its own law}. A scope with a law of its own is no part of the others' global norm.
+        floor: f > 0 raises a norm below it to it, at the law's granularity, after clipping; 0 does not.
+        on: clip the ``gradient``; or the ``update`` that the optimizer makes of it, per unit of its learning rate
+            (weight decay included): ``attach`` the optimizer then.
+        warmup: steps at the start at which the threshold is infinite: measured and learnt from, not clipped.
+        schedule: of the threshold, from its full size after the warm-up to ``schedule_end`` times that at the last step.
+        schedule_end: the factor at the end; above 1 loosens.
+        total_steps: optimizer steps of the training; for schedules.
+        nonfinite: what becomes of a gradient with a NaN or an infinity in it: ``skip`` makes all of it 0 (and has a
+            fused optimizer leave out the step), ``zero`` only the elements that are not finite, ``pass``
+            leaves them; ``raise`` is skip for whoever trains to raise at the next log point. No law learns from it.
+        max_nonfinite: such steps in a row that end a training as diverged.
+        calibration_batches: batches that a percentile threshold is calibrated on.
+        record_every: optimizer steps between two rows that a run records; every step is measured.
+
+    Raises:
+        UserError: a number out of range, or an option that does not exist.
+    """
+
+    def __init__(
+        self,
+        law: Law,
+        *,
+        scopes: Mapping[str, Law] | None = None,
+        floor: float = 0.0,
+        on: On = "gradient",
+        warmup: int = 0,
+        schedule: Schedule = "constant",
+        schedule_end: float = 0.1,
+        total_steps: int | None = None,
+        nonfinite: Nonfinite = "skip",
+        max_nonfinite: int = 10,
+        calibration_batches: int = 16,
+        record_every: int = 1,
+    ) -> None:
+        for key, value, known in (
+            ("on", on, On),
+            ("schedule", schedule, Schedule),
+            ("nonfinite", nonfinite, Nonfinite),
+        ):
+            if value not in get_args(known):
+                remedy = nearest(str(value), get_args(known))
+                raise UserError(f"there is no such clip.{key}", given=value, remedy=remedy)
+        self.law = law
+        self.own = dict(scopes or {})
+        self.floor = 0.0 if floor == 0 else _finite("floor", floor)
+        self.on: On = on
+        self.warmup = count("warmup", warmup)
+        self.schedule: Schedule = schedule
+        self.schedule_end = _finite("schedule_end", schedule_end)
+        self.total_steps = total_steps
+        if schedule != "constant" and total_steps is None:
+            raise UserError(
+                "a schedule needs to know how long the training is",
+                given=f"schedule={schedule}",
+                remedy="Give total_steps, the number of optimizer steps.",
+            )
+        self.nonfinite: Nonfinite = nonfinite
+        self.max_nonfinite = count("max_nonfinite", max_nonfinite, least=1)
+        self.calibration_batches = count("calibration_batches", calibration_batches, least=1)
+        self.record_every = count("record_every", record_every, least=1)
+        self.steps = 0
+        # With on="update": what became of the last step's update, once the optimizer has made it.
+        self.updates: list[Stats] = []
+        self._update: Update | None = None
+        self._factor = 1.0
+        self._measuring: list[tuple[Law, Floor | None]] = []
+        self._layout: Layout | None = None
+        self._parts: list[tuple[Law, Floor | None]] = []
+        self._member: dict[object, Tensor] = {}
+
+    @property
+    def algorithm(self) -> str:
+        """The law's name."""
+        return self.law.algorithm
+
+    @property
+    def threshold(self) -> float | str:
+        """The law's number, as it was configured."""
+        percentile = getattr(self.law, "percentile", None)
+        return f"p{percentile:g}" if percentile else self.law.threshold
+
+    @property
+    def laws(self) -> dict[str, Law]:
+        """{scope: its own law}, and the one of all others under ""."""
+        return {"": self.law, **self.own}
+
+    # Binding
+
+    def bind(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
+        """Bind to {scope: {parameter name: Parameter}}; afresh, so that state starts anew.
+
+        Raises:
+            UserError: a parameter is in two scopes, or a law is for a scope that there is not.
+        """
+        self._layout = Layout(scopes, anatomy)
+        for scope in self.own:
+            if scope not in scopes:
+                raise UserError(
+                    "clip.scopes names a scope that there is not",
+                    given=f"clip.scopes.{scope}",
+                    remedy=nearest(scope, scopes),
+                )
+        rest = {scope: named for scope, named in scopes.items() if scope not in self.own}
+        bound = [(self.law, rest)] if rest or not self.own else []
+        bound += [(law, {scope: scopes[scope]}) for scope, law in self.own.items()]
+        self._parts = []
+        for law, its in bound:
+            law.bind(its, anatomy)
+            floor = self._floor(law)
+            if floor is not None:
+                floor.bind(its, anatomy)
+            self._parts.append((law, floor))
+        if self.on == "update":  # gradients are measured, whatever becomes of the update
+            measure = Unclipped()
+            measure.bind(scopes, anatomy)
+            self._measuring = [(measure, None)]
+        self._member = {}
+        self.steps = 0
+
+    def _floor(self, law: Law) -> Floor | None:
+        if not self.floor:
+            return None
+        if isinstance(law, Scaling):
+            return Floor(self.floor, per=law.per, p=law.p)
+        return Floor(self.floor)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Clip this optimizer's updates from now on, with ``on="update"``; nothing else needs it."""
+        if self.on != "update":
+            return
+        if self._layout is None:
+            raise RuntimeError("bind(...) comes before attach()")
+        self._update = Update(optimizer, self._layout.parameters)
+        self._update.then(self._clip_update)
+
+    def __call__(self, parameters: Clippable) -> Stats:
+        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}."""
+        scopes, anatomy = scopes_of(parameters)
+        if self._layout is None:
+            self.bind(scopes, anatomy)
+        elif not self._layout.holds(scopes):
+            state = self.state_dict()
+            self.bind(scopes, anatomy)
+            self.load_state_dict(state)
+        return self.apply(parameters if isinstance(parameters, Optimizer) else None)
+
+    # A step
+
+    @torch.no_grad()
+    def apply(self, optimizer: Optimizer | None = None) -> Stats:
+        """Clip the gradients in place and say what was done; once per optimizer step.
+
+        With ``on="update"`` the gradients are measured only, and ``updates`` says later what became of the update.
+
+        Args:
+            optimizer: whose step follows; a fused one leaves out a step that is skipped.
+        """
+        self._factor = self._scheduled()
+        self.steps += 1
+        if self.on == "update":
+            self.updates = []
+            laws = self._measuring
+        else:
+            laws = self._parts
+        parts = [Gradients(*law.layout.gather()) for law, _ in laws]
+        skip = self._guard(parts, optimizer)
+        return self._clip(laws, parts, optimizer, skip)
+
+    def _clip_update(self, update: Update) -> None:
+        layouts = [law.layout for law, _ in self._parts]
+        parts = [
+            Gradients(
+                *layout.plan(update.updates(layout.parameters)), update.weights(layout.parameters)
+            )
+            for layout in layouts
+        ]
+        self.updates.append(self._clip(self._parts, parts, None, None))
+
+    def no_update(self) -> Stats:
+        """What ``updates`` would be of a step that the optimizer did not take."""
+        layouts = [law.layout for law, _ in self._parts]
+        parts = [Gradients(*layout.plan([None] * len(layout.parameters))) for layout in layouts]
+        return self._clip(self._parts, parts, None, None)
+
+    def _clip(
+        self,
+        laws: Sequence[tuple[Law, Floor | None]],
+        parts: Sequence[Gradients],
+        optimizer: Optimizer | None,
+        skip: Tensor | None,
+    ) -> Stats:
+        done: list[Stats] = []
+        for (law, floor), gradients in zip(laws, parts, strict=True):
+            law.schedule(self._factor)
+            in_force = law.clip(gradients)
+            if floor is not None:
+                floor.clip(gradients)
+            if in_force.skipped is not None:
+                skip = in_force.skipped if skip is None else skip | in_force.skipped
+            done.append(gradients.stats(in_force))
+        if skip is not None and optimizer is not None and _is_fused(optimizer):
+            optimizer.found_inf = skip.to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        if len(done) == 1:
+            return done[0]
+        assert self._layout is not None
+        return Stats.merge(done, self._layout.scopes, self._members(done))
+
+    def _guard(self, parts: Sequence[Gradients], optimizer: Optimizer | None) -> Tensor | None:
+        """Apply the policy for non-finite gradients; whether the step is to be left out, 0-dim Bool."""
+        if self.nonfinite == "pass" or not parts:
+            return None
+        device = parts[0].raw.device
+        total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
+        finite = torch.isfinite(total)
+        on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
+        for each in parts:
+            if self.nonfinite == "zero":
+                each.mend(finite.to(each.plan.device), on_host=on_host)
+            else:
+                left_out = optimizer is not None and _is_fused(optimizer) and not on_host
+                each.void(finite.to(each.plan.device), on_host=on_host, left_out=left_out)
+        return None if self.nonfinite == "zero" else ~finite
+
+    def _members(self, done: Sequence[Stats]) -> Tensor:
+        """[1 + S, K] over the pieces of all parts, one after another."""
+        key = tuple(id(each.member) for each in done)
+        if key not in self._member:
+            assert self._layout is not None
+            device = done[0].raw.device
+            rows = {
+                scope: [
+                    own.member[1 + own.scopes.index(scope)].to(device)
+                    if scope in own.scopes
+                    else torch.zeros(own.member.shape[1], dtype=torch.bool, device=device)
+                    for own in done
+                ]
+                for scope in self._layout.scopes
+            }
+            every = [torch.cat(row) for row in rows.values()]
+            self._member[key] = torch.stack([torch.ones_like(every[0]), *every])
+        return self._member[key]
+
+    def _scheduled(self) -> float:
+        """What the threshold is multiplied by at this step."""
+        if self.steps < self.warmup:
+            return math.inf
+        if self.schedule == "constant":
+            return 1.0
+        assert self.total_steps is not None
+        last = max(self.total_steps - 1 - self.warmup, 1)
+        share, end = min((self.steps - self.warmup) / last, 1.0), self.schedule_end
+        if self.schedule == "linear":
+            return 1.0 + (end - 1.0) * share
+        if self.schedule == "cosine":
+            return end + (1.0 - end) * (1.0 + math.cos(math.pi * share)) / 2.0
+        return end**share
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, and each law's name, granularity and state."""
+        laws = {
+            scope: {"algorithm": law.algorithm, "per": law.per, "state": law.state_dict()}
+            for scope, law in self.laws.items()
+            if law.is_bound
+        }
+        return {"steps": self.steps, "laws": laws}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, fresh: bool = False) -> None:
+        """Take up a state; after ``bind``.
+
+        Args:
+            state: from ``state_dict``.
+            fresh: a law that the state does not know, or knows another one for, starts afresh.
+
+        Raises:
+            UserError: the state is of other laws, without ``fresh``.
+        """
+        for scope, law in self.laws.items():
+            if not law.is_bound:
+                continue
+            known = state["laws"].get(scope)
+            here = f"{law.algorithm} per {law.per}"
+            there = "no law" if known is None else f"{known['algorithm']} per {known['per']}"
+            if known is not None and there == here:
+                law.load_state_dict(known["state"])
+            elif not fresh:
+                raise UserError(
+                    "the state is of another clip law" + (f" for {scope}" if scope else ""),
+                    given=f"{there}, and this is {here}",
+                    remedy="Use that law; or load_state_dict(..., fresh=True) to start this one afresh.",
+                )
+        self.steps = int(state["steps"])
+
+
+def may_look(device: torch.device) -> bool:
+    """Whether reading a number there keeps nobody waiting."""
+    return device.type == "cpu"
+
+
+def _is_fused(optimizer: Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))
+
+
+def _finite(key: str, value: float) -> float:
+    number = positive(key, value)
+    if number == math.inf:
+        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
+    return number

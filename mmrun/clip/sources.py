@@ -1,0 +1,49 @@
+"""What a law can be called with: modules, optimizers, parameters, or any of these by scope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmrun.clip.anatomy import Anatomy, anatomy
+from mmrun.clip.layout import Scopes
+from mmrun.errors import UserError
+
+Source = nn.Module | Optimizer | Tensor | Iterable[Tensor] | Mapping[str, Tensor]
+Clippable = Source | Mapping[str, Source]
+ALL = "parameters"  # the one scope of what is not given by scope
+
+
+def scopes_of(given: Clippable) -> tuple[Scopes, Anatomy]:
+    """{scope: {name: parameter}} of what a law was called with, and what is known of its modules.
+
+    Raises:
+        UserError: there is something in it that has no gradient to clip.
+    """
+    by_scope = isinstance(given, Mapping) and not all(isinstance(v, Tensor) for v in given.values())
+    sources: Mapping[str, Source] = given if by_scope else {ALL: given}  # pyright: ignore[reportAssignmentType]
+    modules = [each for each in sources.values() if isinstance(each, nn.Module)]
+    return {scope: _named(each) for scope, each in sources.items()}, anatomy(*modules)
+
+
+def _named(source: Source) -> dict[str, nn.Parameter]:
+    if isinstance(source, nn.Module):
+        named: dict[str, Tensor] = dict(source.named_parameters())
+    elif isinstance(source, Mapping):
+        named = dict(source)
+    else:
+        if isinstance(source, Optimizer):
+            source = [p for group in source.param_groups for p in group["params"]]
+        named = {
+            str(k): p for k, p in enumerate([source] if isinstance(source, Tensor) else source)
+        }
+    for name, each in named.items():
+        if not isinstance(each, Tensor):
+            raise UserError(
+                "clipping takes parameters, modules or an optimizer",
+                given=f"{name}: {type(each).__name__}",
+                remedy="E.g. model.parameters(), or {'image': image_encoder, 'text': text_encoder}.",
+            )
+    return named  # pyright: ignore[reportReturnType] (a leaf tensor has a gradient as well)
