@@ -502,6 +502,30 @@ HAND = [
         raw=[one([3, 4], [0, 0], [0.003, 0.004])],
         want=[one([0.3, 0.4], [0, 0], [0.3, 0.4])],
     ),
+    # .5 / (5 + .5) of (3, 4)
+    Row(
+        name="normalize, eps",
+        option="normalize",
+        knobs={"threshold": 0.5, "eps": 0.5},
+        raw=[one([3, 4])],
+        want=[one([1.5 / 5.5, 2 / 5.5])],
+    ),
+    # Two units share 2 as sqrt(2) each, also at a step at which one of them has nothing to clip
+    Row(
+        name="norm, budget in equal parts",
+        option="norm",
+        knobs={"threshold": 2.0, "per": "modality"},
+        raw=[scopes([3], [-4]), scopes([3], [0])],
+        want=[scopes([1.4142136], [-1.4142136]), scopes([1.4142136], [0])],
+    ),
+    # Sum of c^p is 2^p: 2 / 2^(1/3) each
+    Row(
+        name="norm, budget in equal parts, p 3",
+        option="norm",
+        knobs={"threshold": 2.0, "per": "tensor", "p": 3.0},
+        raw=[one([3], [-4])],
+        want=[one([1.5874011], [-1.5874011])],
+    ),
     # 1 of 4 elements gets sqrt(1/4) * 2 = 1, 3 of 4 get sqrt(3/4) * 2 = 1.7320508
     Row(
         name="norm, budget by size",
@@ -578,13 +602,46 @@ HAND = [
         raw=[{"image": {"w": np.ones((1, 1))}, "objective": {"w": np.ones((1, 1))}}],
         want=[{"image": {"w": np.full((1, 1), 0.01)}, "objective": {"w": np.ones((1, 1))}}],
     ),
-    # An element that was always 0 has no measure, and passes.
+    # The median of the last two norms
+    Row(
+        name="autoclip, window",
+        option="autoclip",
+        knobs={"threshold": 50.0, "window": 2},
+        raw=along(1, 2, 9),
+        want=along(1, 1.5, 5.5),
+    ),
+    # 1 exp(-1.5) = .22 is raised to .9
+    Row(
+        name="quantile, lowest",
+        option="quantile",
+        knobs={"threshold": 0.5, "rate": 3.0, "initial": 1.0, "lowest": 0.9},
+        raw=along(0.5, 2),
+        want=along(0.5, 0.9),
+    ),
+    # Mean 1, sd .5 counts as 2: 1 + .5 * 2. Then mean 1.03, sd .52 counts as 2.06: 1.03 + .5 * 2.06
+    Row(
+        name="zclip, floor of the deviation",
+        option="zclip",
+        knobs={"threshold": 0.5, "warmup_steps": 2, "sd_floor": 2.0, "response": "percentile"},
+        raw=along(0.5, 1.5, 3, 50),
+        want=along(0.5, 1.5, 2, 2.06),
+    ),
+    # The bound is 50.52: 80 is above it, and is scaled as the largest is
+    Row(
+        name="adaclip, two elements above the bound",
+        option="adaclip",
+        knobs={"threshold": 1.0, "beta": 0.999},
+        raw=[one([1, 0.5, 0]), one([-100, 80, 50])],
+        want=[one([1, 0.5, 0]), one([-50.524762, 40.4198096, 50])],
+    ),
+    # v = .25, bound 1; v = .75*.25 + .25*1 of the clipped one, bound sqrt(4*.4375). An element that was always 0 has no
+    # measure, and passes; then v = 2.25 and the bound is 3.
     Row(
         name="spike, an element without a past",
         option="spike",
         knobs={"threshold": 4.0, "beta": 0.75, "warmup_steps": 1},
-        raw=[one([1, 0]), one([3, 3])],
-        want=[one([1, 0]), one([1, 3])],
+        raw=[one([1, 0]), one([3, 3]), one([-3, -4])],
+        want=[one([1, 0]), one([1, 3]), one([-1.3228757, -3])],
     ),
 ]
 
