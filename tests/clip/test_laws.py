@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.clip.none import Unclipped
 from mmrun.clip.norm import Norm
@@ -195,7 +196,14 @@ def test_zero_absent_and_frozen_gradients(option: str, variant: dict[str, Any]):
     bound["text"]["frozen"] = nn.Parameter(torch.ones(3), requires_grad=False)
     bound["text"]["empty"] = nn.Parameter(torch.ones(0, 3))
     law.bind(bound)
+    for seed in range(3):  # something to forget
+        fill(bound, seed, 1.0)
+        bound["text"]["frozen"].grad = None
+        law.apply()
     state = law.state_dict()
+    for named in bound.values():
+        for p in named.values():
+            p.grad = None
     none_at_all = law.apply().by_scope()
     for named in bound.values():
         for p in named.values():
@@ -222,25 +230,46 @@ def test_nothing_bound(option: str):
 @each_law
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_step_leaves_no_trace(option: str, variant: dict[str, Any], bad: float):
-    """State and later steps are as if the step had not been."""
+    """State and later steps are as if the step had not been: it is left out by the engine."""
     outcomes = []
     for interrupted in (False, True):
         bound, law = parameters(), build(option, **variant)
-        law.bind(bound)
+        clipper = Clipper(law)
+        clipper.bind(bound)
         for step in range(4):
             if step == 2 and interrupted:
                 fill(bound, 99, 1.0)
                 gradient = bound["image"]["bias"].grad
                 assert gradient is not None
                 gradient[1] = bad
-                fields = law.apply().by_scope()
+                fields = clipper.apply().by_scope()
+                assert not any(g.any() for named in arrays(bound).values() for g in named.values())
                 assert not math.isfinite(fields["norm"][0])
                 assert torch.isfinite(fields["norm"][2:]).all()  # the other scopes' norms
             fill(bound, step, 5.0)
-            law.apply()
+            clipper.apply()
         outcomes.append((bits(bound), law.state_dict()))
     assert outcomes[0][0] == outcomes[1][0]
     assert equal(outcomes[0][1], outcomes[1][1])
+
+
+@each_law
+def test_a_unit_that_is_not_finite_learns_nothing_and_passes(option: str, variant: dict[str, Any]):
+    """A law by itself, whatever policy stands before it."""
+    bound, law = parameters(), build(option, **variant)
+    law.bind(bound)
+    for seed in range(3):
+        fill(bound, seed, 5.0)
+        law.apply()
+    state = law.state_dict()
+    fill(bound, 3, 5.0)
+    for named in bound.values():
+        for p in named.values():
+            assert p.grad is not None
+            p.grad.fill_(math.nan)
+    law.apply()
+    assert all(np.isnan(g).all() for named in arrays(bound).values() for g in named.values())
+    assert equal(state, law.state_dict())
 
 
 @each_law
