@@ -3,5 +3,6 @@
 ``show`` one run in full, ``summary`` what a training says at its end. ``table`` settings side by side:
 ``collect`` which runs, and in which settings they differ; ``where`` which of them; ``metrics`` which
 numbers; ``groups`` mean, sd, n, and the choice on validation; ``formats`` as text; ``figures`` as the
-data of a picture; ``draw`` the picture.
+data of a picture; ``draw`` the picture. ``suggest`` thresholds worth trying: ``candidates`` their numbers;
+``command`` the line that makes a run again, as it was or changed.
 """

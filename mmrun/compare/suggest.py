@@ -33,7 +33,7 @@ from mmrun.compare.table import FORMATS
 from mmrun.errors import UserError, nearest, printable
 from mmrun.exits import program, shown
 from mmrun.runs import verdict
-from mmrun.runs.layout import Paths
+from mmrun.runs.layout import ID_DIGITS, Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
 from mmrun.runs.table import read_columns
@@ -134,14 +134,15 @@ def heading(suggestion: Suggestion) -> str:
     going = " so far" if record["status"] == "running" else ""
     out = f"; {measured.nonfinite} not finite, left out" if measured.nonfinite else ""
     where = shown(suggestion.directory.absolute())
-    return f"{what} before clipping, over {steps} steps{going}{out}; {where}"
+    unit = "step" if n_rows == measured.last_step == 1 else "steps"
+    return f"{what} before clipping, over {steps} {unit}{going}{out}; {where}"
 
 
 def notes(suggestion: Suggestion) -> list[str]:
     """What the numbers mean, a sentence or two per line."""
     measured = suggestion.measured
     n = measured.everything.norms.size
-    few = f"{n} steps are few: p95 and p99 hang on one or two of them" if n < FEW else ""
+    few = f"few steps, {n}: p95 and p99 hang on one or two of them" if n < FEW else ""
     said = [
         _meaning(measured),
         few,
@@ -159,7 +160,7 @@ def notes(suggestion: Suggestion) -> list[str]:
 def commands(suggestion: Suggestion) -> Iterator[tuple[str, str]]:
     """(label, line to paste): the sweep, its control, how to look at both."""
     record = suggestion.record
-    sweep = f"thresholds-{record['id'][:8]}"
+    sweep = f"thresholds-{record['id'][:ID_DIGITS]}"
     thresholds = ",".join(dict.fromkeys(_number(c.threshold) for c in _of_all(suggestion)))
     own = [str(each) for each in record["overrides"]]
     kept = [each for each in own if key_of(each) in _NO_LAW]
@@ -201,7 +202,7 @@ def learning_rates(config: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: float(rate)
         for key, rate in found.items()
-        if isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if isinstance(rate, (int, float)) and np.isfinite(rate) and rate > 0
     }
 
 
@@ -266,7 +267,7 @@ def _drift(measured: Measured) -> str:
     moved = f"median norm {_short(before)} in the first tenth, {_short(after)} in the last half"
     if before > after:
         return (
-            f"{moved}: a threshold above {top} acts at the start alone; to act later too, take one "
+            f"{moved}: a threshold above {top} acts in the first half alone; to act later too, take one "
             f"from {low} to {high} (p50 and p90 of that half)"
         )
     return (
