@@ -158,7 +158,10 @@ def notes(suggestion: Suggestion) -> list[str]:
 
 
 def commands(suggestion: Suggestion) -> Iterator[tuple[str, str]]:
-    """(label, line to paste): the sweep, its control, how to look at both."""
+    """(label, line to paste): the sweep, its control, how to look at both.
+
+    Where the optimizer cancels what the sweep tries, also the run that records what ``clip.on=update`` clips.
+    """
     record = suggestion.record
     sweep = f"thresholds-{record['id'][:ID_DIGITS]}"
     thresholds = ",".join(dict.fromkeys(_number(c.threshold) for c in _of_all(suggestion)))
@@ -189,6 +192,8 @@ def commands(suggestion: Suggestion) -> Iterator[tuple[str, str]]:
                 without=(*without, *rates),
             ),
         )
+    if _cancels(suggestion) and "on" in _mapping(record["config"].get("clip")):
+        yield "update", variant(record, "clip=none", *kept, "clip.on=update", without=without)
     outputs = [each.partition("=")[2] for each in own if key_of(each) == "outputs"]
     yield "then", f"{program()} compare {shlex.quote(str(Path(*outputs, sweep)))}"
 
@@ -319,13 +324,24 @@ def _of_a_scope(measured: Measured) -> str:
 
 
 def _adaptive(suggestion: Suggestion) -> str:
-    target = str(_mapping(suggestion.record["config"].get("optimizer")).get("_target_", ""))
-    if suggestion.measured.column == UPDATE or not verdict.is_adaptive(target):
+    if not _cancels(suggestion):
         return ""
     return (
-        f"with {verdict.optimizer_label(target)} a constant factor on the gradient cancels: expect "
-        "its clipping to do little; clip.on=update clips the step itself"
+        f"with {verdict.optimizer_label(_optimizer(suggestion.record))} a constant factor on the gradient "
+        "cancels: expect its clipping to do little; clip.on=update clips the step itself (suggest on "
+        "such a run takes the norms of steps)"
     )
+
+
+def _cancels(suggestion: Suggestion) -> bool:
+    """Does the optimizer undo a constant factor on what was measured?"""
+    return suggestion.measured.column != UPDATE and verdict.is_adaptive(
+        _optimizer(suggestion.record)
+    )
+
+
+def _optimizer(record: Mapping[str, Any]) -> str:
+    return str(_mapping(record["config"].get("optimizer")).get("_target_", ""))
 
 
 def _control(suggestion: Suggestion) -> str:
@@ -343,7 +359,7 @@ def _control(suggestion: Suggestion) -> str:
     )
     if hard.coefficient > NOTICEABLE:
         off = _percent(1 - hard.coefficient)
-        said += f"; here it takes {off} off, which seeds will hide"
+        said += f"; here that is {off} less, which seeds will hide"
     return said
 
 

@@ -16,6 +16,7 @@ import pytest
 from mmrun import cli, compose
 from mmrun.compare import suggest
 from mmrun.compare.candidates import QUANTILES, candidates, measure
+from mmrun.compare.command import variant
 from mmrun.errors import UserError
 from mmrun.runs.table import CsvTable
 from tests.compare.fakes import fake
@@ -114,6 +115,10 @@ def test_zero_is_no_threshold_and_a_zero_norm_is_not_clipped():
     assert found[0].threshold == 1.0
     assert found[0].coefficient == pytest.approx((5 + 1 / 2 + 1 / 4) / 7)
     assert candidates(np.array([])) == ()
+
+
+def test_a_norm_at_the_threshold_is_not_clipped():
+    assert {(c.clipped, c.coefficient) for c in candidates(np.full(9, 2.0))} == {(0.0, 1.0)}
 
 
 def test_what_is_not_finite_is_left_out_and_counted():
@@ -238,6 +243,13 @@ def test_adam_cancels_a_constant_factor():
     recorded(None, "optimizer.lr=0.003")  # AdamW
     assert "with AdamW a constant factor on the gradient cancels" in notes()
     assert "clip.on=update" in notes()
+    assert "update" not in [label for label, _ in lines()]  # made before there was such a setting
+    record = json.loads((RUN / "run.json").read_text())
+    record["config"]["clip"]["on"] = "gradient"
+    changed(config=record["config"], overrides=["optimizer.lr=0.003", "clip=0.5", "seed=4"])
+    (words,) = (words for label, words in lines() if label == "update")
+    made = ["optimizer.lr=0.003", "seed=4", "clip=none", "clip.on=update"]
+    assert words == ["mmrun", "train", *made]
 
 
 def test_momentum_does_not():
@@ -254,7 +266,7 @@ def test_the_control_says_what_it_is():
 
 def test_a_control_that_seeds_will_hide():
     recorded(1 + 0.02 * np.sin(np.arange(400)))
-    assert "takes 0.6 % off, which seeds will hide" in notes()
+    assert "here that is 0.6 % less, which seeds will hide" in notes()
     assert sum(label == "control" for label, _ in lines()) == 1
 
 
@@ -314,6 +326,22 @@ def test_what_the_command_keeps_and_leaves_out():
     )
     assert {p.config["optimizer"]["momentum"] for p in points([*words[:2], *words[4:]])} == {0.5}
     assert all(p.config["optimizer"]["lr"] < 0.2 for p in points([*others[:2], *others[4:]]))
+
+
+def test_what_goes_with_a_key():
+    record = {
+        "config_dirs": [],
+        "overrides": [
+            "clipping=1",
+            "clip/x=1",
+            "clip=2",
+            "~clip.p",
+            "optimizer.lr_end=0",
+            "optimizer.lr=3",
+        ],
+    }
+    said = variant(record, "seed=1", without=["clip", "optimizer.lr"])
+    assert said == "mmrun train clipping=1 clip/x=1 optimizer.lr_end=0 seed=1"
 
 
 def test_learning_rates_of_scopes_move_along():
@@ -481,7 +509,7 @@ def test_no_string_of_a_record_acts_upon_the_terminal():
         text = suggest.text(suggest.suggest(RUN), width=width)
         assert all(each.isprintable() for each in text.split("\n"))
     changed(config={"optimizer": {"lr": float("nan"), "scopes": [1]}}, overrides=[3, None])
-    assert suggest.text(suggest.suggest(RUN))
+    assert "names no learning rate" in suggest.text(suggest.suggest(RUN))
 
 
 def test_the_verb():
