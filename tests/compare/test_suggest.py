@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mmrun import cli, compose
-from mmrun.compare import suggest
+from mmrun.compare import advice, suggest, trials
 from mmrun.compare.candidates import QUANTILES, candidates, measure
 from mmrun.compare.command import variant
 from mmrun.errors import UserError
@@ -60,12 +60,12 @@ def changed(**keys: Any) -> None:
 
 
 def notes() -> str:
-    return "\n".join(suggest.notes(suggest.suggest(RUN)))
+    return "\n".join(advice.notes(suggest.suggest(RUN)))
 
 
 def lines() -> list[tuple[str, list[str]]]:
     """[(label, words)] of the commands."""
-    found = suggest.commands(suggest.suggest(RUN))
+    found = trials.commands(suggest.suggest(RUN))
     return [(label, shlex.split(line)) for label, line in found]
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_finite_is_left_out_and_counted():
     found = suggest.suggest(RUN)
     assert found.measured.everything.candidates == candidates(np.array(norms))
     assert found.measured.nonfinite == 2
-    assert "over 5 steps; 2 not finite, left out" in suggest.heading(found)
+    assert "over 5 steps; 2 not finite, left out" in advice.heading(found)
 
 
 def test_scopes_and_their_shares():
@@ -158,7 +158,7 @@ def test_a_run_still_going_and_a_torn_row():
         file.write("121,99999,99")
     found = suggest.suggest(RUN)
     assert found.measured.everything.norms.max() < 100
-    assert "over 120 steps so far" in suggest.heading(found)
+    assert "over 120 steps so far" in advice.heading(found)
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "killed", "diverged", "cancelled"])
@@ -171,7 +171,7 @@ def test_every_end(status: str):
 
 def test_thinned_rows_say_so():
     recorded(lengths(200), *MOMENTUM, "clip.record_every=5", every=5)
-    assert "over 200 of 1000 steps;" in suggest.heading(suggest.suggest(RUN))
+    assert "over 200 of 1000 steps;" in advice.heading(suggest.suggest(RUN))
     for label, words in lines()[:2]:
         assert "clip.record_every=5" in words, label
         assert all(point.config["clip"]["record_every"] == 5 for point in points(words))
@@ -351,7 +351,7 @@ def test_learning_rates_of_scopes_move_along():
     record["overrides"].append("optimizer.scopes.text.lr=0.05")
     changed(**record)
     controls = [words for label, words in lines() if label == "control"]
-    strong = suggest.controlled(suggest.suggest(RUN))
+    strong = trials.controlled(suggest.suggest(RUN))
     assert len(controls) == len(strong) > 1
     for words, candidate in zip(controls, strong, strict=True):
         (settings,) = {json.dumps(point.config["optimizer"]) for point in points(words)}
@@ -383,7 +383,7 @@ def test_a_clipped_update_is_what_is_suggested_for():
     found = suggest.suggest(RUN)
     assert found.measured.everything.candidates == candidates(columns_of(RUN)["update/norm"])
     assert [scope.name for scope in found.measured.scopes] == ["image", "text"]
-    assert suggest.heading(found).startswith("norms of the update before clipping")
+    assert advice.heading(found).startswith("norms of the update before clipping")
     assert "cancels" not in notes()
     for label, words in lines()[:2]:
         assert "clip.on=update" in words, label
@@ -447,7 +447,7 @@ def test_every_format_says_the_same():
     found = suggest.suggest(RUN)
     given = json.loads(suggest.text(found, format="json"))
     assert [line["command"] for line in given["commands"]] == [
-        line for _, line in suggest.commands(found)
+        line for _, line in trials.commands(found)
     ]
     assert given["scopes"]["text"]["share"] == pytest.approx(0.36)
     rows = list(csv.DictReader(io.StringIO(suggest.text(found, format="csv"))))
