@@ -23,6 +23,7 @@ import yaml
 from mmrun import cli
 from tests.running import CONF, ROOT, SMALL, fit, mmrun, record_of, run_python, the_run
 
+A_RUN = str(ROOT / "tests" / "runs" / "data" / "format1")
 FUSION = """\
 import torch
 from mmrun.fusion import Fusion
@@ -79,6 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["train", "fusion=nope"], ("torch", "numpy", "wandb")),
         (["resume", "nope"], ("torch", "wandb")),
         (["show"], ("torch", "wandb", "hydra")),
+        (["suggest", A_RUN], ("torch", "wandb", "hydra", "polars")),
         (["wandb", "sync"], ("torch", "wandb", "hydra")),
     ],
 )
@@ -91,7 +93,8 @@ def test_what_is_not_imported(words: list[str], absent: tuple[str, ...]):
 
 
 @pytest.mark.parametrize(
-    ("words", "seconds"), [(["--help"], 0.15), (["train", "--cfg", "job"], 0.4)]
+    ("words", "seconds"),
+    [(["--help"], 0.15), (["train", "--cfg", "job"], 0.4), (["suggest", A_RUN], 0.4)],
 )
 def test_cpu_time(words: list[str], seconds: float):
     """User and system time of the best of some tries: another process on the same core costs the others."""

@@ -99,6 +99,8 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun predict last --output ", ""),
         ("mmrun resume --", "--config-dir --help --trust"),
         ("mmrun compare --format ", "csv json latex md table"),
+        ("mmrun su", "suggest"),
+        ("mmrun suggest --format m", "md"),
         ("mmrun compare --by clip --format m", "md"),
         ("mmrun compare --select ", "val"),
         ("mmrun compare --by ", ""),
@@ -117,7 +119,7 @@ def test_what_is_offered(line: str, found: str):
 
 def test_runs_by_name_and_points_when_their_sweep_is_there(outputs: Path):
     assert offered("mmrun show ", outputs) == [RUNS[0], "last", "sweep1/"]
-    for verb in ("show", "resume", "eval", "predict --output x"):
+    for verb in ("show", "suggest --format md", "resume", "eval", "predict --output x"):
         assert offered(f"mmrun {verb} la") == ["last"]
         assert offered(f"mmrun {verb} 2026") == [RUNS[0]]
     assert offered("mmrun eval sweep1/c") == [RUNS[1]]

@@ -159,6 +159,7 @@ def test_a_wrong_training_is_refused(typed: str, capsys: pytest.CaptureFixture[s
         (["trian"], "Did you mean train?"),
         (["fusion=attention"], "mmrun train fusion=attention"),
         (["show", "nope"], "there are no runs yet"),
+        (["suggest", "nope"], "there are no runs yet"),
         (["resume"], "required: RUN"),
         (["eval", "nope", "--nope"], "unrecognized arguments: --nope"),
         (["predict", "nope"], "--input, --output"),

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mmrun.compare.command import command, resumed
 from mmrun.errors import printable
 from mmrun.exits import program
 from mmrun.runs import verdict
@@ -21,7 +22,6 @@ from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
 from mmrun.runs.table import read_columns
-from mmrun.spec import outside_id
 
 WIDTH = 100
 _STYLES = {"finished": "green", "running": "cyan", "queued": "dim", "pruned": "yellow"}
@@ -67,32 +67,6 @@ def show(directory: Path, *, width: int = WIDTH, color: bool = False) -> str:
     if hint:
         out.write(f"{printable(hint)}\n")
     return _trimmed(out)
-
-
-def command(record: Mapping[str, Any]) -> str:
-    """The line that makes this run again, quoted for a shell; with what resuming changed."""
-    resumed = _resumed(record)
-    kept = [str(o) for o in record["overrides"] if str(o).partition("=")[0] not in resumed]
-    return shlex.join(
-        [
-            *shlex.split(program()),
-            "train",
-            *(word for folder in record["config_dirs"] for word in ("--config-dir", str(folder))),
-            *kept,
-            *resumed.values(),
-        ]
-    )
-
-
-def _resumed(record: Mapping[str, Any]) -> dict[str, str]:
-    """{key: override} of what resuming changed that decides the numbers."""
-    changes: dict[str, Any] = record.get("resumed") or {}
-    words = {True: "true", False: "false", None: "null"}
-    return {
-        key: f"{key}={words[value] if value is None or isinstance(value, bool) else value}"
-        for key, value in changes.items()
-        if not outside_id(key)
-    }
 
 
 def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +136,7 @@ def _facts(directory: Path, record: Mapping[str, Any]) -> Table:
         add("monitor", f"{monitor['metric']} ({monitor.get('mode')}) {_say(monitor.get('value'))}")
     choices = (f"{group}={option}" for group, option in record["choices"].items())
     add("choices", " ".join(choices))
-    add("resumed", " ".join(_resumed(record).values()))
+    add("resumed", " ".join(resumed(record).values()))
     add("seed", _seeds(record))
     add("trained", _effort(record))
     add("when", _when(record))
