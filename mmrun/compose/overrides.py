@@ -155,11 +155,13 @@ def canonical_choice(group: str, option: str, config: dict[str, Any], dirs: tupl
     split = None if option in options(group, dirs) else split_threshold(group, option)
     law = split[0] if split else option
     threshold = config.get("threshold")
-    if percentile(threshold) is None:
-        if not isinstance(threshold, int | float):
-            return law
-        threshold = f"{float(threshold):.15g}"
-    return threshold if law == number_groups().get(group) else f"{law}_{threshold}"
+    if isinstance(threshold, int | float):
+        text = f"{float(threshold):.15g}"
+    elif percentile(threshold) is not None:
+        text = str(threshold)
+    else:
+        return law
+    return text if law == number_groups().get(group) else f"{law}_{text}"
 
 
 def hydra_word(value: Any) -> str:
