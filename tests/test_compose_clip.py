@@ -124,6 +124,7 @@ def test_the_common_settings_are_no_option():
         ("clip=norm_p90", "p90", "p90"),
         ("clip=norm clip.threshold=p90", "p90", "p90"),
         ("clip=p90.0", "p90", "p90"),
+        ("clip=norm clip.threshold=p90.0", "p90", "p90"),
         ("clip=value_p99.9", "value_p99.9", "p99.9"),
         ("clip=p100", "p100", "p100"),
         ("clip=0.5 clip.threshold=p5", "p5", "p5"),
