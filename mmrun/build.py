@@ -322,18 +322,10 @@ def law(node: Mapping[str, Any], where: str) -> Law:
     if "laws" not in node:
         return make(node, where, Law)()
     made = make({k: v for k, v in node.items() if k not in ("laws", "threshold")}, where, Law)
-    members = [dict(each) for each in node["laws"]]
-    threshold = node.get("threshold")
-    if members and threshold is not None:
-        if "threshold" not in members[-1]:
-            raise UserError(
-                f"{where}.threshold is that of the last of {where}.laws, which takes none",
-                given=f"{where}.threshold={threshold}",
-                remedy=f"Put a law that has one last; or give {where}.threshold=null.",
-            )
-        members[-1]["threshold"] = threshold
-    own = [{k: v for k, v in each.items() if k not in (*ENGINE, *COMPOSED)} for each in members]
-    return made(*(law(each, f"{where}.laws") for each in own))
+    members = list(node["laws"])
+    if members:
+        members[-1] = {**members[-1], "threshold": node["threshold"]}
+    return made(*(law(each, f"{where}.laws") for each in members))
 
 
 def multimodal(

@@ -429,7 +429,7 @@ def _list(words: list[str]) -> int:
         "--config-dir", action="append", default=[], metavar="DIR", help="list your own options too"
     )
     given = parser.parse_args(words)
-    from mmrun.options import ENCODER, checked_dirs, describe, groups, options
+    from mmrun.options import ENCODER, checked_dirs, common, describe, groups, options
 
     dirs = checked_dirs(given.config_dir)
     known = groups(dirs)
@@ -437,7 +437,8 @@ def _list(words: list[str]) -> int:
     if given.group is not None and wanted not in known:
         raise UserError("there is no such group", given=given.group, remedy=nearest(wanted, known))
     if option in options(wanted, dirs):
-        print(options(wanted, dirs)[option].read_text(encoding="utf-8"), end="")
+        files = (options(wanted, dirs)[option], common(wanted))
+        print("\n".join(each.read_text(encoding="utf-8") for each in files if each), end="")
         return 0
     if option and wanted != ENCODER:  # encoder/text is a group as well
         remedy = nearest(option, options(wanted, dirs))

@@ -134,7 +134,9 @@ def test_list_of_a_group_of_a_modality_and_of_an_option(capsys: pytest.CaptureFi
     encoders = said(capsys, "list", "encoder/text").splitlines()
     assert encoders[0] == "encoder/text"
     assert encoders[1:] == said(capsys, "list", "encoder").splitlines()[1:]
-    assert said(capsys, "list", "clip/norm") == (CONF / "clip" / "norm.yaml").read_text()
+    files = (CONF / "clip" / "norm.yaml", CONF / "clipping.yaml")  # its own, then what all have
+    assert said(capsys, "list", "clip/norm") == "\n".join(file.read_text() for file in files)
+    assert "clipping" not in said(capsys, "list")
     assert said(capsys, "list", "encoder/mlp") == (CONF / "encoder" / "mlp.yaml").read_text()
 
 

@@ -40,7 +40,7 @@ MISTAKES = {
     "clip=nan": ("clip.threshold is not a number",),
     "clip=value_-2": ("clip.threshold must be a number above 0",),
     "clip=nope_0.5": ("no clip called nope_0.5",),
-    "clip=norm clip.threshold=abc": ("clip.threshold has the wrong type", "It takes a number."),
+    "clip=norm clip.threshold=abc": ("clip.threshold is a number", "percentile such as p90"),
     "clip=norm clip.threshold=-2": ("clip.threshold must be a number above 0",),
     "clip=norm clip.per=modalit": ("clip.per", "global or modality or tensor"),
     "clip.threshold=1": ("clip has no key threshold", "clip=norm and clip=value"),
