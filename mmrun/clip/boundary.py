@@ -110,7 +110,10 @@ class _ClipGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        norm = _norms([g for g in grad_outputs if g is not None])  # [B]
+        given = [g for g in grad_outputs if g is not None]
+        if not given:
+            return None, None, None, *grad_outputs
+        norm = _norms(given)  # [B]
         if not (isinstance(ctx.scale, float) and ctx.scale == 1.0):
             norm = norm / ctx.scale
         long = (norm > ctx.c) & torch.isfinite(norm)
