@@ -155,31 +155,25 @@ def test_limits_of_the_training_hold():
 
 
 def measured(*words: str, batches: int = 3) -> dict[str, np.ndarray]:
-    """|features| and per-sample norms by modality over the first batches, worked out one sample at a time."""
+    """|features| and per-sample norms by modality over the first batches, worked out from the parts of the model."""
     made = built(*words)
-    module, seen = made.module.train(), {"": []}
+    module, seen = made.module, {"": [np.empty(0)]}
+    fusion = module.model.fusion
+    assert isinstance(fusion, Concat)
     for k, batch in enumerate(made.loader("train", shuffle=True)):
         if k == batches:
             break
-        inputs: dict[str, Tokens] = {}
-        original = type(module.model.fusion).forward
-
-        def forward(
-            tokens: Mapping[str, Tokens], inputs: Any = inputs, original: Any = original
-        ) -> Tensor:
-            for name, each in tokens.items():
-                pooled = each.pooled.detach().requires_grad_()
-                inputs[name] = Tokens(each.values, each.mask, pooled)
-            return original(module.model.fusion, inputs)
-
-        module.model.fusion.forward = forward  # pyright: ignore[reportOptionalMemberAccess]
-        output = module(batch)
-        loss = sum(module.losses(batch, output).values())
-        gradients = torch.autograd.grad(loss, [t.pooled for t in inputs.values()])  # pyright: ignore[reportArgumentType]
-        seen[""] += output.fused.detach().numpy().ravel().tolist()
-        for name, gradient in zip(inputs, gradients, strict=True):
-            seen.setdefault(name, []).extend(float(np.linalg.norm(row)) for row in gradient.numpy())
-    return {name: np.abs(values) for name, values in seen.items()}
+        tokens, _ = module.model(batch)
+        pooled = {n: each.pooled.detach().requires_grad_() for n, each in tokens.items()}
+        again = {n: Tokens(each.values, each.mask, pooled[n]) for n, each in tokens.items()}
+        fused = fusion(again)
+        logits = module.objective(again, fused, batch)
+        loss = torch.nn.functional.cross_entropy(logits, batch.target)
+        gradients = torch.autograd.grad(loss, list(pooled.values()))
+        seen[""].append(fused.detach().abs().numpy().ravel())
+        for name, gradient in zip(pooled, gradients, strict=True):
+            seen.setdefault(name, []).append(np.linalg.norm(gradient.numpy(), axis=1))
+    return {name: np.concatenate(values) for name, values in seen.items()}
 
 
 def test_percentiles_are_numpys():

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from mmrun import cli, load
 from mmrun.batch import Tokens
+from mmrun.build import build
 from mmrun.compare.show import show
 from mmrun.compare.summary import summary
+from mmrun.compose import point
 from mmrun.fusion.concat import Concat
 from mmrun.runs.features import feature_block
 from tests.running import SMALL, column, fit, record_of, same, saved, table
@@ -202,3 +205,26 @@ def test_resuming_does_not_calibrate_again(monkeypatch: pytest.MonkeyPatch):
     assert cli.main(["resume", "run", "trainer.max_epochs=3"]) == 0
     assert record_of(directory)["features"]["feature_clip"]["bound"] == bound
     assert float(saved(directory)["state_dict"]["model.feature_clip._extra_state"]) == bound
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradients_are_clipped_in_units_of_the_steps_loss(scaled: bool):
+    """16-mixed scales the loss; of four ranks each has the loss of its own quarter: four times its gradient."""
+    made = build(point((*SMALL, f"model.gradient_clip={GRADIENT}")).config)
+    module, batch = made.module, next(iter(made.loader("train", shuffle=True)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    found: list[tuple[Tensor, Tensor]] = []
+    for world, used in ((1, None), (4, scaler if scaled else None)):
+        module._trainer = SimpleNamespace(world_size=world, scaler=used)  # pyright: ignore[reportAttributeAccessIssue]
+        module.on_train_start()
+        loss = module.training_step(batch, 0)
+        assert loss is not None
+        factor = world if used is None else scaler.scale(torch.tensor(float(world)))
+        (loss * factor).backward()
+        module.meter.end_step()
+        weight = next(module.parameters())
+        assert weight.grad is not None
+        found.append((weight.grad / factor, module.meter.take(torch.zeros(1, 1))))
+        module.zero_grad()
+    assert 0 < found[0][1][0, 0] < 1
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-9)

@@ -229,8 +229,8 @@ def test_without_a_watch_the_model_can_be_transformed():
     weights = dict(given.named_parameters())
     one = batch(4)
 
-    def loss(weights: dict[str, Tensor], scale: Tensor) -> Tensor:
-        return (torch.func.functional_call(given, weights, (one,))[1] * scale).sum()
+    def loss(weights: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        return (torch.func.functional_call(given, dict(weights), (one,))[1] * scale).sum()
 
     scales = torch.tensor([0.1, 5.0])
     got = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, scales)
