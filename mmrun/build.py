@@ -337,14 +337,6 @@ def multimodal(
     seed: int,
 ) -> MultimodalModel:
     """Encoders, fill and fusion in one model, with the clips of features."""
-    for name in ("feature_clip", "gradient_clip"):
-        value = node.get(name)
-        if isinstance(value, int | float) and not value > 0:
-            raise UserError(
-                f"model.{name} is a bound",
-                given=value,
-                remedy="Give a number above 0; .inf is off.",
-            )
     check(MultimodalModel, node, "model")
     return MultimodalModel(parts, fill, fused if goal.needs_fusion else None, seed=seed, **node)
 

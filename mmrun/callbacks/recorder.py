@@ -14,11 +14,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from mmrun.module import MultimodalModule
+from mmrun.runs.features import MAXIMA, PREFIX
 from mmrun.runs.layout import Paths, metrics_columns
 from mmrun.runs.table import CsvTable
 
 LOSS, LR = "train/loss", "train/lr"
-# gradients.csv holds every step; metrics.csv the means over the steps since its last row. But these:
+# gradients.csv holds every step; metrics.csv the means over the steps since its last row. But these, and the largest
+# feature and gradient, of which it has the largest:
 ELEMENTS = "clip/elements"
 FRACTION = "clip/fraction"  # share of those steps at which the law changed any element
 NONFINITE = "grad/nonfinite"  # steps with a non-finite gradient so far, in both files
@@ -44,7 +46,7 @@ class Recorder(Callback):
 
     Args:
         paths: the run's files; None where nothing is written (every rank but the first).
-        columns: of the pipeline's row.
+        columns: of the module's row, after the loss.
         validation: names of the validation metrics, without ``val/``.
         every: steps between log points.
         record_every: steps between rows of gradients.csv. What is counted is counted at every step.
@@ -53,7 +55,16 @@ class Recorder(Callback):
     """
 
     # What a resumed run must know of the steps before its checkpoint.
-    STATE = ("summary", "nonfinite", "losses", "diverged_at", "row", "engaged", "changed")
+    STATE = (
+        "summary",
+        "nonfinite",
+        "losses",
+        "diverged_at",
+        "row",
+        "engaged",
+        "changed",
+        "features",
+    )
 
     def __init__(
         self,
@@ -79,6 +90,9 @@ class Recorder(Callback):
             if name.startswith(f"{ELEMENTS}/")
         ]
         self.fractions = [FRACTION, *(name for _, name in self.scopes)]
+        features = [name for name in columns if name.startswith(PREFIX)]
+        self.largest = [self._place(n) for n in features if n.startswith(MAXIMA)]
+        self.shares = [self._place(n) for n in features if not n.startswith(MAXIMA)]
         self.metrics: CsvTable | None = None
         self.gradients: CsvTable | None = None
         if paths is not None:
@@ -96,6 +110,7 @@ class Recorder(Callback):
             self.fractions, 0
         )  # steps at which the law changed any element
         self.changed = 0.0  # the sum over steps of the share of elements changed
+        self.features: dict[str, float] = {}  # over steps: sums of shares, and the largest
         self.latest: dict[str, float] = {}
         self._pending: dict[str, Any] = {}
         self._history: list[Array] = []  # training losses of all steps, in pieces
@@ -155,6 +170,11 @@ class Recorder(Callback):
         if trainer.world_size > 1:  # gradients are equal on all ranks, losses are not
             how = "sum" if module.objective.sums else "mean"
             rows[:, 0] = trainer.strategy.reduce(rows[:, 0].contiguous(), reduce_op=how)
+            # A rank has seen its own part of each batch, of the same size as the others'.
+            for places, how in ((self.shares, "mean"), (self.largest, "max")):
+                if places:
+                    own = rows[:, places].contiguous()
+                    rows[:, places] = trainer.strategy.reduce(own, reduce_op=how)
         table = rows.double().cpu().numpy()
         steps = np.arange(self._flushed + 1, self._flushed + 1 + len(table))
         self._flushed += len(table)
@@ -181,6 +201,7 @@ class Recorder(Callback):
             engaged = table[:, place] > 0
             self.engaged[name] += int(engaged.sum())
             means[name] = float(engaged.mean())
+        self._count_features(table, means)
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
         self.record(trainer, means)
 
@@ -201,6 +222,16 @@ class Recorder(Callback):
             if self.row == self.patience and self.diverged_at is None:
                 self.diverged_at = step - self.row + 1
                 trainer.should_stop = True
+
+    def _count_features(self, table: NDArray[np.float64], means: dict[str, float]) -> None:
+        """Keep what feature clipping did in these steps [T, 1 + C]; of the largest, ``means`` gets the largest."""
+        for place in self.shares:
+            name = self.columns[place]
+            self.features[name] = self.features.get(name, 0.0) + float(table[:, place].sum())
+        for place in self.largest:
+            name = self.columns[place]
+            means[name] = float(table[:, place].max())
+            self.features[name] = max(self.features.get(name, 0.0), means[name])
 
     def record(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Add values to the row of the present step; a later step starts a new row."""
@@ -239,6 +270,12 @@ class Recorder(Callback):
         steps = max(len(self.history()), 1)
         shares = {name: engaged / steps for name, engaged in self.engaged.items()}
         return {**shares, ELEMENTS: self.changed / steps, NONFINITE: self.nonfinite}
+
+    def feature_counts(self) -> dict[str, float]:
+        """Over every step: the mean share of what was clipped, by column, and the largest; {} with both clips off."""
+        steps = max(len(self.history()), 1)
+        largest = {self.columns[place] for place in self.largest}
+        return {n: v if n in largest else v / steps for n, v in self.features.items()}
 
     def flush(self, trainer: Trainer) -> None:
         """Everything logged so far is in the files afterwards."""

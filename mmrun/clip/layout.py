@@ -274,7 +274,7 @@ class Plan:
     def constants(self, values: Sequence[float]) -> Tensor:
         """These numbers on the device; transferred once for each list, which the caller keeps and does not change."""
         key = id(values)
-        if key not in self._constants:
+        if key not in self._constants or self._constants[key][0] is not values:
             made = torch.tensor(values, device=self.device, dtype=self.wide)
             self._constants[key] = (values, made)  # the list lives on, so that its id stays its own
         return self._constants[key][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -17,7 +18,7 @@ from rich.text import Text
 from mmrun.compare.command import command, resumed
 from mmrun.errors import printable
 from mmrun.exits import program
-from mmrun.runs import verdict
+from mmrun.runs import features, verdict
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
@@ -90,6 +91,20 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def features_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What feature clipping did; counted in gradients.csv where the run died before it wrote that down."""
+    block = cast("dict[str, Any]", record["features"])
+    if not block or record["status"] in ("finished", "diverged"):
+        return block
+    scopes = _mapping(_mapping(block.get("gradient_clip")).get("scopes"))
+    return features.feature_block(
+        _mapping(record["config"].get("model")),
+        _mapping(block.get("feature_clip")).get("bound", math.inf),
+        {name: _mapping(values).get("bound", math.inf) for name, values in scopes.items()},
+        features.counted(read_columns(Paths(directory).gradients)),
+    )
+
+
 def _text(value: object, style: str = "") -> Text:
     """A value as it may go to a terminal: a run.json may come from anywhere."""
     return Text(printable(str(value)), style=style)
@@ -132,6 +147,7 @@ def _facts(directory: Path, record: Mapping[str, Any]) -> Table:
     add("error", record["error"], "red")
     add("stability", stability, "" if stability == "ok" else "yellow")
     add("verdict", clip_of(directory, record).get("verdict"), "bold")
+    add("features", features_of(directory, record).get("verdict"))
     if monitor.get("metric"):
         add("monitor", f"{monitor['metric']} ({monitor.get('mode')}) {_say(monitor.get('value'))}")
     choices = (f"{group}={option}" for group, option in record["choices"].items())

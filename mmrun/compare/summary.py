@@ -29,6 +29,9 @@ def summary(record: Mapping[str, Any]) -> str:
     verdict = clip.get("verdict")
     if verdict:
         lines.append(f"{'clip':8} {verdict}")
+    features: dict[str, Any] = record.get("features") or {}
+    if features:
+        lines.append(f"{'features':8} {features['verdict']}")
     if record.get("error"):
         lines.append(f"{'error':8} {record['error']}")
     directory = shown(Path(str(record.get("directory", ""))))

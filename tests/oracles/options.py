@@ -51,9 +51,8 @@ def build(option: str, **overrides: Any) -> Law:
     """The law of conf/clip/<option>.yaml, with overrides. A chain gets its members built, without a threshold."""
     module, name = config(option)["_target_"].rsplit(".", 1)
     arguments = knobs(option, **overrides)
+    made = getattr(import_module(module), name)
     if "laws" in arguments:
-        arguments["laws"] = [
-            build(member, **own)
-            for member, own in members(arguments["laws"], arguments["threshold"])
-        ]
-    return getattr(import_module(module), name)(**arguments)
+        own = members(arguments["laws"], arguments["threshold"])
+        return made(*(build(member, **its) for member, its in own))
+    return made(**arguments)
