@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from mmrun.balance import Balance
 from mmrun.clip.anatomy import anatomy
+from mmrun.clip.chain import Chain
 from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.datasets import Dataset, SplitName
@@ -319,21 +320,22 @@ def clip(node: Mapping[str, Any], total_steps: int) -> Clipper:
 
 def law(node: Mapping[str, Any], where: str) -> Law:
     """A clip law, and the laws that it is made of: the threshold of a chain is that of its last one."""
-    if "laws" not in node:
+    members = node.get("laws")
+    if not _is_chain(node):
         return make(node, where, Law)()
+    if not isinstance(members, list) or not all(isinstance(each, Mapping) for each in members):
+        raise UserError(
+            f"{where}.laws is a list of laws", given=members, remedy="Write e.g. [centralize,norm]."
+        )
     made = make({k: v for k, v in node.items() if k not in ("laws", "threshold")}, where, Law)
-    members = [dict(each) for each in node["laws"]]
-    threshold = node.get("threshold")
-    if members and threshold is not None:
-        if "threshold" not in members[-1]:
-            raise UserError(
-                f"{where}.threshold is that of the last of {where}.laws, which takes none",
-                given=f"{where}.threshold={threshold}",
-                remedy=f"Put a law that has one last; or give {where}.threshold=null.",
-            )
-        members[-1]["threshold"] = threshold
-    own = [{k: v for k, v in each.items() if k not in (*ENGINE, *COMPOSED)} for each in members]
-    return made(*(law(each, f"{where}.laws") for each in own))
+    laws = [dict(each) for each in members]
+    if laws and "threshold" in node:
+        laws[-1]["threshold"] = node["threshold"]
+    return made(*(law(each, f"{where}.laws[{k}]") for k, each in enumerate(laws)))
+
+
+def _is_chain(node: Mapping[str, Any]) -> bool:
+    return "laws" in node and issubclass(instantiate_target(node), Chain)
 
 
 def multimodal(
