@@ -265,6 +265,7 @@ class _Training:
                 threshold=self.module.pipeline.clipper.threshold,
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
+                of=self.module.pipeline.clipper.on,
                 stable=stable,
                 counted=recorder.counted(),
             ),
@@ -300,12 +301,16 @@ class _Training:
     def _callbacks(self) -> tuple[Recorder, list[Callback]]:
         goal, options, paths = self.module.objective, self.options, self.paths
         names = ["loss", *goal.higher_is_better]
+        clipper = self.module.pipeline.clipper
         recorder = Recorder(
             paths if self.first else None,
             columns=self.module.pipeline.columns,
             validation=names,
             every=options.log_every_n_steps,
-            record_every=self.module.pipeline.clipper.record_every,
+            record_every=clipper.record_every,
+            # A gradient that is let through has made the weights what it is.
+            patience=1 if clipper.nonfinite == "pass" else clipper.max_nonfinite,
+            strict=clipper.nonfinite == "raise",
         )
         recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
         stops = Stops(

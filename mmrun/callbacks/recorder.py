@@ -48,10 +48,12 @@ class Recorder(Callback):
         validation: names of the validation metrics, without ``val/``.
         every: steps between log points.
         record_every: steps between rows of gradients.csv. What is counted is counted at every step.
+        patience: steps in a row that are not finite and end the run as diverged.
+        strict: one such step ends it with an error.
     """
 
     # What a resumed run must know of the steps before its checkpoint.
-    STATE = ("summary", "nonfinite", "losses", "diverged_at", "engaged", "changed")
+    STATE = ("summary", "nonfinite", "losses", "diverged_at", "row", "engaged", "changed")
 
     def __init__(
         self,
@@ -61,10 +63,14 @@ class Recorder(Callback):
         validation: Sequence[str],
         every: int,
         record_every: int,
+        patience: int = 1,
+        strict: bool = False,
     ) -> None:
         self.columns = (LOSS, *columns)
         self.every = every
         self.record_every = record_every
+        self.patience = patience
+        self.strict = strict
         self.elements = self._place(ELEMENTS)
         self.nonfinite_at = self._place(NONFINITE)
         self.scopes = [
@@ -85,6 +91,7 @@ class Recorder(Callback):
         self.nonfinite = 0
         self.losses: list[float] = []  # mean training loss of each window since the epoch began
         self.diverged_at: int | None = None
+        self.row = 0  # steps in a row, up to the last one, that were not finite
         self.engaged = dict.fromkeys(
             self.fractions, 0
         )  # steps at which the law changed any element
@@ -127,6 +134,8 @@ class Recorder(Callback):
         """What is left of the last window; a validation that closes the training belongs to its row."""
         assert isinstance(pl_module, MultimodalModule)
         self.collect(trainer, pl_module)
+        if self.row and self.diverged_at is None:  # it ended before the row was long enough
+            self.diverged_at = self._flushed - self.row + 1
 
     # The work
 
@@ -149,7 +158,7 @@ class Recorder(Callback):
         table = rows.double().cpu().numpy()
         steps = np.arange(self._flushed + 1, self._flushed + 1 + len(table))
         self._flushed += len(table)
-        bad = ~np.isfinite(table[:, 0])
+        bad = ~np.isfinite(table[:, 0])  # the loss of those steps
         flagged = table[:, self.nonfinite_at] > 0
         table[:, self.nonfinite_at] = self.nonfinite + flagged.cumsum()
         self.nonfinite += int(flagged.sum())
@@ -157,9 +166,7 @@ class Recorder(Callback):
             trainer.precision != "16-mixed"
         ):  # there an overflow is routine and the scaler's business
             bad |= flagged
-        if bad.any() and self.diverged_at is None:
-            self.diverged_at = int(steps[bad.argmax()])
-            trainer.should_stop = True
+        self._judge(trainer, bad, steps)
         if self.gradients is not None:
             kept = steps % self.record_every == 0
             self.gradients.extend(
@@ -167,7 +174,7 @@ class Recorder(Callback):
             )
         self.losses.extend(table[:, 0].tolist())
         self._history.append(table[:, 0].astype(np.float32))
-        means = dict(zip(self.columns, table.mean(axis=0).tolist(), strict=True))
+        means = dict(zip(self.columns, _means(table, bad).tolist(), strict=True))
         means[NONFINITE] = self.nonfinite
         self.changed += float(table[:, self.elements].sum())
         for place, name in [(self.elements, FRACTION), *self.scopes]:
@@ -176,6 +183,24 @@ class Recorder(Callback):
             means[name] = float(engaged.mean())
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
         self.record(trainer, means)
+
+    def _judge(self, trainer: Trainer, bad: NDArray[np.bool_], steps: NDArray[np.int64]) -> None:
+        """Is this the row of steps that ends the training?
+
+        Raises:
+            FloatingPointError: a step was not finite, and the recorder is strict.
+        """
+        if self.strict and bad.any():
+            self.flush(trainer)
+            step = int(steps[bad.argmax()])
+            raise FloatingPointError(
+                f"the loss or a gradient was not finite at step {step} (clip.nonfinite=raise)"
+            )
+        for step, each in zip(steps.tolist(), bad.tolist(), strict=True):
+            self.row = self.row + 1 if each else 0
+            if self.row == self.patience and self.diverged_at is None:
+                self.diverged_at = step - self.row + 1
+                trainer.should_stop = True
 
     def record(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Add values to the row of the present step; a later step starts a new row."""
@@ -256,3 +281,8 @@ class Recorder(Callback):
             setattr(self, name, deepcopy(state_dict[name]))
         self._history = [state_dict["history"].numpy()]
         self.started = time.monotonic() - state_dict["elapsed"]
+
+
+def _means(table: NDArray[np.float64], bad: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Means over the steps that were finite [C]; over all where none was."""
+    return table[~bad if not bad.all() else slice(None)].mean(axis=0)

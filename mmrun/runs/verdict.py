@@ -111,6 +111,7 @@ def clip_block(
     optimizer: str = "",
     stable: Stability | None = None,
     counted: Mapping[str, float] | None = None,
+    of: str = "gradient",
 ) -> dict[str, Any]:
     """The ``clip`` block of run.json, its verdict included.
 
@@ -127,6 +128,7 @@ def clip_block(
         stable: how the training went.
         counted: over every step, also those without a row: ``clip/fraction`` and ``clip/fraction/<scope>``,
             ``clip/elements``, and the number ``grad/nonfinite``.
+        of: what was clipped, the gradient or the optimizer's update.
     """
     known = counted or {}
     norms = _finite(gradients.get("grad/norm"))
@@ -152,7 +154,8 @@ def clip_block(
                 "grad/nonfinite", np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)
             )
         ),
-        optimizer=optimizer,
+        optimizer=optimizer if of == "gradient" else "",
+        of="" if of == "gradient" else f" of the {of}",
         stable=stable,
     )
     return block
@@ -185,6 +188,7 @@ def _sentence(
     norms: Array,
     nonfinite: int,
     optimizer: str,
+    of: str,
     stable: Stability | None,
 ) -> str:
     parts: list[str] = []
@@ -192,7 +196,7 @@ def _sentence(
         parts.append(str(stable))
     fraction, coefficient = block["fraction"], block["coefficient"]
     threshold = "" if block["threshold"] is None else f" {_short(block['threshold'])}"
-    label = f"{block['algorithm']}{threshold}"
+    label = f"{block['algorithm']}{threshold}{of}"
     if block["algorithm"] == "none":
         if norms.size:
             p50, p99 = np.percentile(norms, (50, 99))
