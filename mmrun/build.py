@@ -321,11 +321,16 @@ def law(node: Mapping[str, Any], where: str) -> Law:
     """A clip law, and the laws that it is made of: the threshold of a chain is that of its last one."""
     if "laws" not in node:
         return make(node, where, Law)()
+    members = node["laws"]
+    if not isinstance(members, list) or not all(isinstance(each, Mapping) for each in members):
+        raise UserError(
+            f"{where}.laws is a list of laws", given=members, remedy="Write e.g. [centralize,norm]."
+        )
     made = make({k: v for k, v in node.items() if k not in ("laws", "threshold")}, where, Law)
-    members = list(node["laws"])
-    if members:
-        members[-1] = {**members[-1], "threshold": node["threshold"]}
-    return made(*(law(each, f"{where}.laws") for each in members))
+    laws = [dict(each) for each in members]
+    if laws and "threshold" in node:
+        laws[-1]["threshold"] = node["threshold"]
+    return made(*(law(each, f"{where}.laws[{k}]") for k, each in enumerate(laws)))
 
 
 def multimodal(

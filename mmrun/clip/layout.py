@@ -311,7 +311,7 @@ class Plan:
     def of_rows(self, rows: Tensor, p: float) -> Tensor:
         """p-norms of rows [R] -> p-norms of parameters [N]."""
         if p == float("inf"):
-            return torch.zeros_like(self.sizes).index_reduce_(0, self.row_tensor, rows, "amax")
+            return torch.zeros_like(self.sizes).scatter_reduce_(0, self.row_tensor, rows, "amax")
         return self.sum_rows(rows**p) ** (1.0 / p)
 
     def sum_rows(self, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.elements import at_least_float32, learns, refuse_sparse
-from mmrun.clip.law import Law, positive
+from mmrun.clip.law import Law
 from mmrun.clip.layout import Scopes
 from mmrun.clip.shards import part
 from mmrun.clip.step import Gradients, InForce
@@ -45,7 +45,11 @@ class Noise(Law):
                 given=threshold,
                 remedy="Give a finite number; or use clip=none.",
             )
-        self.decay = 0.0 if decay == 0 else positive("decay", decay)
+        if isinstance(decay, bool) or not 0 <= float(decay) < math.inf:
+            raise UserError(
+                "clip.decay must be 0 or more, and finite", given=decay, remedy="Give e.g. 0.55."
+            )
+        self.decay = float(decay)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UserError("clip.seed is a whole number", given=seed, remedy="Give e.g. 0.")
         self.seed = seed
