@@ -59,6 +59,11 @@ class Law(ABC):
         return self.threshold * self.factor
 
     @property
+    def is_off(self) -> bool:
+        """Whether nothing is clipped at this step, whatever is learnt."""
+        return self.current == math.inf
+
+    @property
     def layout(self) -> Layout:
         """What the law is bound to."""
         if self._layout is None:
@@ -155,6 +160,32 @@ def positive(key: str, value: float, *, hint: str = "") -> float:
             remedy=f"Give a positive number, or .inf for no bound. {hint}".strip(),
         )
     return number
+
+
+def finite(key: str, value: float) -> float:
+    """``value`` as a finite float > 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    number = positive(key, value)
+    if number == math.inf:
+        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
+    return number
+
+
+def nonnegative(key: str, value: float) -> float:
+    """``value`` as a finite float >= 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    good = not isinstance(value, bool) and isinstance(value, int | float)
+    if not good or not 0 <= value < math.inf:
+        raise UserError(
+            f"clip.{key} must be 0 or more, and finite", given=value, remedy="Give 0 or 1e-6."
+        )
+    return float(value)
 
 
 def within(key: str, value: float, low: float, high: float, *, ends: bool = False) -> float:

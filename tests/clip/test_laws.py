@@ -144,8 +144,8 @@ def test_zero_absent_and_frozen_gradients(option: str, variant: dict[str, Any]):
     bound["text"]["frozen"] = nn.Parameter(torch.ones(3), requires_grad=False)
     bound["text"]["empty"] = nn.Parameter(torch.ones(0, 3))
     law.bind(bound)
-    state = law.state_dict()
     none_at_all = law.apply().by_scope()
+    state = law.state_dict()  # what it starts with
     for named in bound.values():
         for p in named.values():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
