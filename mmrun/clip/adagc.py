@@ -21,8 +21,8 @@ class AdaGC(Scaling):
     During the first ``warmup_steps`` steps the global norm is clipped to ``absolute``, and m_u is the least clipped norm
     of the unit. Source: Wang et al. 2025, arXiv 2502.11034, Algorithm 1, and the AdaGC class of its Megatron patch
     (whose numbers are r 1.04, beta 0.99, and a warm-up that is one step longer). Deviations: a gradient of 0 teaches
-    nothing (there m_u becomes 0 and the parameter stands still for good), and the first gradient of a
-    unit that had none during the warm-up is treated as if it were in it.
+    nothing (there m_u becomes 0 and the parameter stands still for good); a unit that had no gradient during
+    the warm-up passes with its first one, which m_u then starts from.
 
     Args:
         threshold: r, a ratio, > 0; infinity is "off".
@@ -63,14 +63,15 @@ class AdaGC(Scaling):
         mean, steps = state["mean"], state["steps"]
         whole = norms if self.per == "global" else gradients.joint()[:1]
         counts = torch.isfinite(whole) & (whole > 0)
-        warm = (steps < self.warmup_steps) | torch.isinf(mean)
+        warm = steps < self.warmup_steps
         # A step that is not finite passes as it is: a share of 0 would not let it.
         shared = norms * torch.where(counts, self.absolute / whole, 1.0)
         limits = torch.where(warm, shared, self.current * mean)
         if self.is_off:
             limits = torch.full_like(limits, math.inf)
         clipped = torch.minimum(norms, limits)
-        late = self.beta * mean + (1 - self.beta) * clipped
+        # A mean that has infinity in it would never bound.
+        late = torch.where(torch.isinf(mean), clipped, self.beta * mean + (1 - self.beta) * clipped)
         mean = torch.where(warm, torch.minimum(mean, clipped), late)
         self.memory.keep(self.teaches(norms, gradients), {"mean": mean})
         self.memory.keep(counts.expand_as(steps), {"steps": steps + 1})
