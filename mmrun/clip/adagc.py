@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmrun.clip.law import count, finite, within
+from mmrun.clip.law import count, decay, positive
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.scaling import Scaling
@@ -27,9 +27,9 @@ class AdaGC(Scaling):
     Args:
         threshold: r, a ratio, > 0; infinity is "off".
         per: the unit: global, modality or tensor, as in ``Scaling``.
-        beta: weight of the past, between 0 and 1.
+        beta: weight of the past, from 0 to below 1.
         warmup_steps: steps of the warm-up; those without any gradient, or with a non-finite one, do not count.
-        absolute: bound on the global norm during the warm-up, in units of the gradient's L2 norm.
+        absolute: bound on the global norm during the warm-up, in units of the gradient's L2 norm; infinity is none.
 
     Raises:
         UserError: a number out of range, or an option that does not exist.
@@ -48,9 +48,9 @@ class AdaGC(Scaling):
         absolute: float = 1.0,
     ) -> None:
         super().__init__(threshold, per=per)
-        self.beta = within("beta", beta, 0.0, 1.0)
+        self.beta = decay("beta", beta)
         self.warmup_steps = count("warmup_steps", warmup_steps)
-        self.absolute = finite("absolute", absolute)
+        self.absolute = positive("absolute", absolute)
 
     def fields(self) -> dict[str, Field]:
         """The mean, infinity before the first norm, and how many steps there have been."""
@@ -64,8 +64,9 @@ class AdaGC(Scaling):
         whole = norms if self.per == "global" else gradients.joint()[:1]
         counts = torch.isfinite(whole) & (whole > 0)
         warm = steps < self.warmup_steps
-        # A step that is not finite passes as it is: a share of 0 would not let it.
-        shared = norms * torch.where(counts, self.absolute / whole, 1.0)
+        # A step that is not finite passes as it is: a share of 0 would not let it. 0 * infinity is no bound.
+        share = torch.where(counts, self.absolute / whole, 1.0)
+        shared = torch.nan_to_num(norms * share, nan=math.inf, posinf=math.inf)
         limits = torch.where(warm, shared, self.current * mean)
         if self.is_off:
             limits = torch.full_like(limits, math.inf)

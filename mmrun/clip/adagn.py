@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmrun.clip.adaptive import Adaptive
-from mmrun.clip.law import nonnegative, within
+from mmrun.clip.law import decay, nonnegative
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.normalize import to_length
@@ -24,7 +24,7 @@ class AdaGN(Adaptive):
     Args:
         threshold: c, what the length is multiplied by; infinity is "off".
         per: the unit, as in ``Scaling``.
-        beta1: weight of the past in the mean of the norm, between 0 and 1.
+        beta1: weight of the past in the mean of the norm, from 0 to below 1.
         beta2: the same for the squared norm.
         eps: added to the root of the mean square, >= 0, in the gradient's units.
 
@@ -44,8 +44,8 @@ class AdaGN(Adaptive):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(threshold, per=per)
-        self.beta1 = within("beta1", beta1, 0.0, 1.0)
-        self.beta2 = within("beta2", beta2, 0.0, 1.0)
+        self.beta1 = decay("beta1", beta1)
+        self.beta2 = decay("beta2", beta2)
         self.eps = nonnegative("eps", eps)
 
     def fields(self) -> dict[str, Field]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.adaptive import Adaptive
-from mmrun.clip.law import positive, within
+from mmrun.clip.law import decay, positive
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 
@@ -26,7 +26,7 @@ class EMA(Adaptive):
         threshold: the ratio, > 0; infinity is "off".
         per: the unit, as in ``Scaling``.
         p: order of the norm.
-        beta: weight of the past, between 0 and 1.
+        beta: weight of the past, from 0 to below 1.
         initial: bound before the first norm, in units of the gradient's p-norm; infinity lets it pass.
 
     Raises:
@@ -45,7 +45,7 @@ class EMA(Adaptive):
         initial: float = math.inf,
     ) -> None:
         super().__init__(threshold, per=per, p=p)
-        self.beta = within("beta", beta, 0.0, 1.0)
+        self.beta = decay("beta", beta)
         self.initial = positive("initial", initial)
 
     def fields(self) -> dict[str, Field]:

@@ -204,6 +204,15 @@ def within(key: str, value: float, low: float, high: float, *, ends: bool = Fals
     return float(value)
 
 
+def decay(key: str, value: float) -> float:
+    """``value`` as a weight of the past in a running mean: from 0, which forgets at once, to below 1.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    return 0.0 if value == 0 and not isinstance(value, bool) else within(key, value, 0.0, 1.0)
+
+
 def count(key: str, value: int, *, least: int = 0) -> int:
     """``value`` as a whole number from ``least``.
 

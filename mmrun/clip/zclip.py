@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.adaptive import Adaptive
-from mmrun.clip.law import count, nonnegative, within
+from mmrun.clip.law import count, decay, nonnegative
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.errors import UserError, nearest
@@ -30,7 +30,7 @@ class ZClip(Adaptive):
         threshold: z*, in standard deviations; infinity is "off".
         per: the unit: global, modality or tensor, as in ``Scaling``.
         p: order of the norm.
-        beta: weight of the past in the averages, between 0 and 1.
+        beta: weight of the past in the averages, from 0 to below 1.
         response: adaptive, mean or percentile.
         warmup_steps: norms of the unit that are only measured, >= 1.
         eps: added to the standard deviation that divides, >= 0, in units of the norm.
@@ -59,7 +59,7 @@ class ZClip(Adaptive):
         if response not in get_args(Response):
             remedy = nearest(str(response), get_args(Response))
             raise UserError("there is no such clip.response", given=response, remedy=remedy)
-        self.beta = within("beta", beta, 0.0, 1.0)
+        self.beta = decay("beta", beta)
         self.response: Response = response
         self.warmup_steps = count("warmup_steps", warmup_steps, least=1)
         self.eps = nonnegative("eps", eps)
