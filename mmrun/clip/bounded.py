@@ -114,20 +114,18 @@ class Bounded(Scaling):
         weights = plan.constants(self._weights)
         # Not infinity times 0: a unit that can never have a gradient.
         return (
-            torch.where(weights > 0, self.current, 0.0)
-            if self.current == math.inf
-            else weights * self.current
+            torch.where(weights > 0, self.current, 0.0) if self.is_off else weights * self.current
         )
 
     def _by_norm(self, norms: Tensor, gradients: Gradients) -> Tensor:
         plan = gradients.plan
         state = self.memory.on(plan.device, plan.wide)
-        ok = torch.isfinite(norms) & (norms > 0)
+        ok = self.teaches(norms, gradients)
         power = norms**self.p
         mean = torch.where(state["mean"] > 0, MEMORY * state["mean"] + (1 - MEMORY) * power, power)
         self.memory.keep(ok, {"mean": mean})
         mean = state["mean"]
-        if self.current == math.inf:
+        if self.is_off:
             return torch.full_like(mean, math.inf)
         return self.current * (mean / mean.sum()).nan_to_num(nan=0.0) ** (1.0 / self.p)
 

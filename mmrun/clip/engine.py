@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.bounded import Bounded
 from mmrun.clip.floor import Floor
-from mmrun.clip.law import Law, count, positive
+from mmrun.clip.law import Law, count, finite
 from mmrun.clip.layout import Layout, Scopes
 from mmrun.clip.none import Unclipped
 from mmrun.clip.sources import Clippable, scopes_of
@@ -77,11 +77,11 @@ class Clipper:
                 raise UserError(f"there is no such clip.{key}", given=value, remedy=remedy)
         self.law = law
         self.own = dict(scopes or {})
-        self.floor = 0.0 if floor == 0 else _finite("floor", floor)
+        self.floor = 0.0 if floor == 0 else finite("floor", floor)
         self.on: On = on
         self.warmup = count("warmup", warmup)
         self.schedule: Schedule = schedule
-        self.schedule_end = _finite("schedule_end", schedule_end)
+        self.schedule_end = finite("schedule_end", schedule_end)
         self.total_steps = total_steps
         if schedule != "constant" and total_steps is None:
             raise UserError(
@@ -371,10 +371,3 @@ def may_look(device: torch.device) -> bool:
 
 def _is_fused(optimizer: Optimizer) -> bool:
     return bool(optimizer.defaults.get("fused"))
-
-
-def _finite(key: str, value: float) -> float:
-    number = positive(key, value)
-    if number == math.inf:
-        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
-    return number

@@ -60,6 +60,11 @@ class Law(ABC):
         return self.threshold * self.factor
 
     @property
+    def is_off(self) -> bool:
+        """Whether nothing is clipped at this step, whatever is learnt."""
+        return self.current == math.inf
+
+    @property
     def layout(self) -> Layout:
         """What the law is bound to."""
         if self._layout is None:
@@ -158,6 +163,32 @@ def positive(key: str, value: float, *, hint: str = "") -> float:
     return number
 
 
+def finite(key: str, value: float) -> float:
+    """``value`` as a finite float > 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    number = positive(key, value)
+    if number == math.inf:
+        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
+    return number
+
+
+def nonnegative(key: str, value: float) -> float:
+    """``value`` as a finite float >= 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    good = not isinstance(value, bool) and isinstance(value, int | float)
+    if not good or not 0 <= value < math.inf:
+        raise UserError(
+            f"clip.{key} must be 0 or more, and finite", given=value, remedy="Give 0 or 1e-6."
+        )
+    return float(value)
+
+
 def within(key: str, value: float, low: float, high: float, *, ends: bool = False) -> float:
     """``value`` as a float between two numbers, which it may be with ``ends``.
 
@@ -172,6 +203,15 @@ def within(key: str, value: float, low: float, high: float, *, ends: bool = Fals
             remedy=f"Give a number from {low:g} to {high:g}{'' if ends else ', ends excluded'}.",
         )
     return float(value)
+
+
+def decay(key: str, value: float) -> float:
+    """``value`` as a weight of the past in a running mean: from 0, which forgets at once, to below 1.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    return 0.0 if value == 0 and not isinstance(value, bool) else within(key, value, 0.0, 1.0)
 
 
 def count(key: str, value: int, *, least: int = 0) -> int:

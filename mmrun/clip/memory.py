@@ -42,11 +42,14 @@ class Memory:
         return self._tensors
 
     def keep(self, ok: Tensor, new: Mapping[str, Tensor]) -> None:
-        """Take up new values where ``ok`` (Bool [U]); all others stay, bit for bit."""
+        """Take up new values where ``ok`` (Bool [U]); all others stay, bit for bit.
+
+        As new tensors: what a law took from the old ones, its thresholds perhaps, stays what it was.
+        """
         for name, value in new.items():
             old = self._tensors[name]
             where = ok.reshape([-1] + [1] * (old.ndim - 1))
-            old.copy_(torch.where(where, value, old))
+            self._tensors[name] = torch.where(where, value, old)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """{field: {unit's name: its values}}, copied; {} while nothing was learnt."""
