@@ -8,7 +8,7 @@ before a run directory exists; the last check is a forward pass of two samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from mmrun.balance import Balance
 from mmrun.clip.law import Law
 from mmrun.datasets import Dataset, SplitName
+from mmrun.diagnostics import Diagnostics
 from mmrun.encoders import Encoder
 from mmrun.errors import UserError, nearest
 from mmrun.fusion import Fusion
@@ -48,6 +49,7 @@ class Built:
 
     module: MultimodalModule
     dataset: Dataset
+    diagnostics: Diagnostics
     options: TrainerOptions
     batch_size: int
     data_seed: int
@@ -121,7 +123,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
             "gradient_clip_algorithm": law.algorithm,
         },
     )
-    built = Built(module, data, training, size, data_seed)
+    measured = diagnostics(config.get("diagnostics"), scopes, tuple(data.spec.modalities))
+    built = Built(module, data, measured, training, size, data_seed)
     _try_forward(built)
     if training.precision == "64-true":
         module.double()  # before anything is loaded: a float32 module would round it
@@ -297,6 +300,17 @@ def missing(node: Mapping[str, Any], spec: DatasetSpec) -> Missing:
 def balance(node: Mapping[str, Any]) -> Balance:
     """How modalities share the gradient."""
     return make(node, "balance", Balance)()
+
+
+def diagnostics(
+    node: Mapping[str, Any] | None,
+    scopes: Mapping[str, Mapping[str, nn.Parameter]],
+    modalities: Sequence[str],
+) -> Diagnostics:
+    """What is measured beside the training. None: the run is older than the group, and measured nothing."""
+    if node is None:
+        return Diagnostics(scopes, modalities)
+    return make(node, "diagnostics", Diagnostics)(scopes, modalities)
 
 
 def clip(node: Mapping[str, Any]) -> Law:

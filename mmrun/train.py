@@ -25,6 +25,7 @@ from rich.console import Console
 from mmrun import tracking
 from mmrun.build import Built, build, planned_steps
 from mmrun.callbacks.checkpoints import Checkpoints
+from mmrun.callbacks.diagnosis import Diagnosis
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
@@ -304,9 +305,11 @@ class _Training:
             paths if self.first else None,
             columns=self.module.pipeline.columns,
             validation=names,
+            diagnostics=self.built.diagnostics,
             every=options.log_every_n_steps,
             record_every=self.module.pipeline.law.record_every,
         )
+        diagnosis = Diagnosis(self.built.diagnostics, recorder)
         recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
         stops = Stops(
             recorder,
@@ -344,7 +347,7 @@ class _Training:
                 )
             else:
                 shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
-        return recorder, [recorder, stops, checkpoints, *shown, _OwnSignals()]
+        return recorder, [recorder, diagnosis, stops, checkpoints, *shown, _OwnSignals()]
 
     def _loader(self, split: Any, *, shuffle: bool = False) -> Any:
         return self.built.loader(

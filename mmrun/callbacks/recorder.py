@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmrun.diagnostics import Diagnostics
 from mmrun.module import MultimodalModule
 from mmrun.runs.layout import Paths, metrics_columns
 from mmrun.runs.table import CsvTable
@@ -25,12 +26,14 @@ NONFINITE = "grad/nonfinite"  # steps with a non-finite gradient so far, in both
 Array = NDArray[np.float32]
 
 
-def headers(columns: Iterable[str], validation: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Columns of metrics.csv and of gradients.csv, from the pipeline's columns and the validation metrics."""
+def headers(
+    columns: Iterable[str], validation: Iterable[str], diagnostics: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Columns of metrics.csv and of gradients.csv, from the pipeline's columns, the validation metrics and the diagnostics'."""
     row = [LOSS, *columns]
     scopes = [name.removeprefix(ELEMENTS) for name in row if name.startswith(ELEMENTS)]
     fractions = [f"{FRACTION}{scope}" for scope in scopes]
-    logged = [*row, LR, *fractions, *(f"val/{name}" for name in validation)]
+    logged = [*row, LR, *fractions, *(f"val/{name}" for name in validation), *diagnostics]
     return metrics_columns(logged), ["step", *row]
 
 
@@ -46,6 +49,7 @@ class Recorder(Callback):
         paths: the run's files; None where nothing is written (every rank but the first).
         columns: of the pipeline's row.
         validation: names of the validation metrics, without ``val/``.
+        diagnostics: that look at the rows, too.
         every: steps between log points.
         record_every: steps between rows of gradients.csv. What is counted is counted at every step.
     """
@@ -59,10 +63,12 @@ class Recorder(Callback):
         *,
         columns: Sequence[str],
         validation: Sequence[str],
+        diagnostics: Diagnostics,
         every: int,
         record_every: int,
     ) -> None:
         self.columns = (LOSS, *columns)
+        self.diagnostics = diagnostics
         self.every = every
         self.record_every = record_every
         self.elements = self._place(ELEMENTS)
@@ -76,7 +82,7 @@ class Recorder(Callback):
         self.metrics: CsvTable | None = None
         self.gradients: CsvTable | None = None
         if paths is not None:
-            of_metrics, of_gradients = headers(columns, validation)
+            of_metrics, of_gradients = headers(columns, validation, diagnostics.columns)
             self.metrics = CsvTable(paths.metrics, of_metrics)
             self.gradients = CsvTable(paths.gradients, of_gradients)
         self.started = time.monotonic()
@@ -175,7 +181,8 @@ class Recorder(Callback):
             self.engaged[name] += int(engaged.sum())
             means[name] = float(engaged.mean())
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
-        self.record(trainer, means)
+        rows = dict(zip(self.columns, table.T, strict=True))
+        self.record(trainer, means | self.diagnostics.fetched(steps, rows))
 
     def record(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Add values to the row of the present step; a later step starts a new row."""
