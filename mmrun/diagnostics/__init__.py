@@ -20,14 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmrun.batch import Batch
 from mmrun.diagnostics._aside import Aside
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 Scopes = Mapping[str, Mapping[str, nn.Parameter]]
 
 

@@ -40,10 +40,11 @@ def variance_and_square(
     for first, last in pairwise(bounds):
         size = last - first
         gradient = aside.gradient(batch.take(slice(first, last)), parameters)
-        if aside.sums:
-            torch._foreach_div_(gradient, size)
-        weighted.append(size * square(gradient))
-        torch._foreach_add_(total, gradient, alpha=size / samples)
+        # A sum over the batch is as long as its mean times the number of samples.
+        mean = [each / size for each in gradient] if aside.sums else gradient
+        weighted.append(size * square(mean))
+        for so_far, each in zip(total, mean, strict=True):
+            so_far.add_(each, alpha=size / samples)
     whole = square(total)
     variance = (torch.stack(weighted).sum() - samples * whole) / (parts - 1)
     return variance, whole - variance / samples

@@ -34,7 +34,7 @@ class Smoothness:
     @torch.no_grad()
     def along(self, gradient: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(smoothness, norm) once the weights are x1. gradient: g(x1)."""
-        change = torch._foreach_sub(gradient, self.gradient)
-        step = torch._foreach_sub([p.detach() for p in self.parameters], self.start)
+        change = [end - start for end, start in zip(gradient, self.gradient, strict=True)]
+        step = [end - start for end, start in zip(self.parameters, self.start, strict=True)]
         smoothness = (square(change) / square(step)).sqrt()
         return smoothness, square(self.gradient).sqrt()
