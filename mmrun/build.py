@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from mmrun.clip.anatomy import anatomy
 from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.datasets import Dataset, SplitName
+from mmrun.diagnostics import Diagnostics
 from mmrun.encoders import Encoder
 from mmrun.errors import UserError, nearest
 from mmrun.fusion import Fusion
@@ -54,6 +55,7 @@ class Built:
 
     module: MultimodalModule
     dataset: Dataset
+    diagnostics: Diagnostics
     options: TrainerOptions
     batch_size: int
     data_seed: int
@@ -127,7 +129,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
             "gradient_clip_algorithm": clipper.algorithm,
         },
     )
-    built = Built(module, data, training, size, data_seed)
+    measured = diagnostics(config.get("diagnostics"), scopes, tuple(data.spec.modalities))
+    built = Built(module, data, measured, training, size, data_seed)
     _try_forward(built)
     if training.precision == "64-true":
         module.double()  # before anything is loaded: a float32 module would round it
@@ -331,6 +334,17 @@ def law(node: Mapping[str, Any], where: str) -> Law:
     if laws and "threshold" in node:
         laws[-1]["threshold"] = node["threshold"]
     return made(*(law(each, f"{where}.laws[{k}]") for k, each in enumerate(laws)))
+
+
+def diagnostics(
+    node: Mapping[str, Any] | None,
+    scopes: Mapping[str, Mapping[str, nn.Parameter]],
+    modalities: Sequence[str],
+) -> Diagnostics:
+    """What is measured beside the training. None: the run is older than the group, and measured nothing."""
+    if node is None:
+        return Diagnostics(scopes, modalities)
+    return make(node, "diagnostics", Diagnostics)(scopes, modalities)
 
 
 def multimodal(

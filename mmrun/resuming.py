@@ -117,7 +117,8 @@ def _check_rows(step: int, built: Built, paths: Paths) -> None:
         paths.metrics: [*range(every, step, every), step],
         paths.gradients: list(range(recorded, step + 1, recorded)),
     }
-    for (path, steps), header in zip(wanted.items(), headers(module.columns, names), strict=True):
+    made = headers(module.columns, names, built.diagnostics.columns)
+    for (path, steps), header in zip(wanted.items(), made, strict=True):
         columns = read_columns(path)
         if list(columns) == header and np.isin(steps, columns["step"]).all():
             continue

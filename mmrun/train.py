@@ -26,6 +26,7 @@ from mmrun import tracking
 from mmrun.build import Built, build, planned_steps
 from mmrun.calibration import calibrate_clip, calibrate_features
 from mmrun.callbacks.checkpoints import Checkpoints
+from mmrun.callbacks.diagnosis import Diagnosis
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
@@ -317,12 +318,14 @@ class _Training:
             paths if self.first else None,
             columns=self.module.columns,
             validation=names,
+            diagnostics=self.built.diagnostics,
             every=options.log_every_n_steps,
             record_every=clipper.record_every,
             # A gradient that is let through has made the weights what it is.
             patience=1 if clipper.nonfinite == "pass" else clipper.max_nonfinite,
             strict=clipper.nonfinite == "raise",
         )
+        diagnosis = Diagnosis(self.built.diagnostics, recorder)
         recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
         stops = Stops(
             recorder,
@@ -360,7 +363,7 @@ class _Training:
                 )
             else:
                 shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
-        return recorder, [recorder, stops, checkpoints, *shown, _OwnSignals()]
+        return recorder, [recorder, diagnosis, stops, checkpoints, *shown, _OwnSignals()]
 
     def _loader(self, split: Any, *, shuffle: bool = False) -> Any:
         return self.built.loader(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmrun.diagnostics import Diagnostics
 from mmrun.module import MultimodalModule
 from mmrun.runs.features import MAXIMA, PREFIX
 from mmrun.runs.layout import Paths, metrics_columns
@@ -27,12 +28,14 @@ NONFINITE = "grad/nonfinite"  # steps with a non-finite gradient so far, in both
 Array = NDArray[np.float32]
 
 
-def headers(columns: Iterable[str], validation: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Columns of metrics.csv and of gradients.csv, from the pipeline's columns and the validation metrics."""
+def headers(
+    columns: Iterable[str], validation: Iterable[str], diagnostics: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Columns of metrics.csv and of gradients.csv, from the pipeline's columns, the validation metrics and the diagnostics'."""
     row = [LOSS, *columns]
     scopes = [name.removeprefix(ELEMENTS) for name in row if name.startswith(ELEMENTS)]
     fractions = [f"{FRACTION}{scope}" for scope in scopes]
-    logged = [*row, LR, *fractions, *(f"val/{name}" for name in validation)]
+    logged = [*row, LR, *fractions, *(f"val/{name}" for name in validation), *diagnostics]
     return metrics_columns(logged), ["step", *row]
 
 
@@ -48,6 +51,7 @@ class Recorder(Callback):
         paths: the run's files; None where nothing is written (every rank but the first).
         columns: of the module's row, after the loss.
         validation: names of the validation metrics, without ``val/``.
+        diagnostics: that look at the rows, too.
         every: steps between log points.
         record_every: steps between rows of gradients.csv. What is counted is counted at every step.
         patience: steps in a row that are not finite and end the run as diverged.
@@ -72,12 +76,14 @@ class Recorder(Callback):
         *,
         columns: Sequence[str],
         validation: Sequence[str],
+        diagnostics: Diagnostics,
         every: int,
         record_every: int,
         patience: int = 1,
         strict: bool = False,
     ) -> None:
         self.columns = (LOSS, *columns)
+        self.diagnostics = diagnostics
         self.every = every
         self.record_every = record_every
         self.patience = patience
@@ -96,7 +102,7 @@ class Recorder(Callback):
         self.metrics: CsvTable | None = None
         self.gradients: CsvTable | None = None
         if paths is not None:
-            of_metrics, of_gradients = headers(columns, validation)
+            of_metrics, of_gradients = headers(columns, validation, diagnostics.columns)
             self.metrics = CsvTable(paths.metrics, of_metrics)
             self.gradients = CsvTable(paths.gradients, of_gradients)
         self.started = time.monotonic()
@@ -203,7 +209,8 @@ class Recorder(Callback):
             means[name] = float(engaged.mean())
         self._count_features(table, means)
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
-        self.record(trainer, means)
+        rows = dict(zip(self.columns, table.T, strict=True))
+        self.record(trainer, means | self.diagnostics.fetched(steps, rows))
 
     def _judge(self, trainer: Trainer, bad: NDArray[np.bool_], steps: NDArray[np.int64]) -> None:
         """Is this the row of steps that ends the training?

@@ -23,7 +23,7 @@ from mmrun.compose.points import point
 from mmrun.compose.sweep import is_sweep, sweep
 from mmrun.compose.values import SCOPES, apply_values, opened
 from mmrun.errors import UserError, nearest
-from mmrun.options import checked_dirs, conf_dir
+from mmrun.options import checked_dirs, conf_dir, groups
 from mmrun.sources import preferred, register
 from mmrun.spec import outside_id
 
@@ -64,6 +64,12 @@ def resumable(overrides: Sequence[str]) -> dict[str, Any]:
                 "resuming leaves a run where it is, and its name as it is",
                 given=f"{key}={value}",
                 remedy="Move or rename the folder itself.",
+            )
+        if key in groups() and outside_id(key):
+            raise UserError(
+                "resuming changes settings, and keeps the option of every group",
+                given=f"{key}={value}",
+                remedy=f"Set one as {key}.KEY=VALUE, or train a new run.",
             )
         if not outside_id(key) and not key.startswith("trainer.max_"):
             raise UserError(
