@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.elements import Elementwise, learns
-from mmrun.clip.law import within
+from mmrun.clip.law import decay, within
 from mmrun.clip.layout import Per
 from mmrun.clip.step import Gradients, InForce
 
@@ -47,9 +47,9 @@ class Coordinate(Elementwise):
     ) -> None:
         super().__init__(threshold)
         self.alpha = within("alpha", alpha, 1.0, 2.0, ends=True)
-        self.beta1 = within("beta1", beta1, 0.0, 1.0)
-        self.beta2 = within("beta2", beta2, 0.0, 1.0)
-        self.eps = within("eps", eps, 0.0, 1.0)
+        self.beta1 = decay("beta1", beta1)
+        self.beta2 = decay("beta2", beta2)
+        self.eps = within("eps", eps, 0.0, 1.0, ends=True)
 
     def clip(self, gradients: Gradients) -> InForce:
         """It bounds neither a norm nor an element, so that the threshold in force is infinity."""

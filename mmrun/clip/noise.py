@@ -27,7 +27,7 @@ class Noise(Law):
     bounds nothing, and lengthens most gradients. Source: Neelakantan et al. 2015, arXiv 1511.06807.
 
     Args:
-        threshold: eta, the variance at the first step; finite.
+        threshold: eta, the variance at the first step; infinity is "off", no noise.
         decay: how fast the variance falls, 0 or more.
         seed: of the noise.
 
@@ -39,12 +39,6 @@ class Noise(Law):
 
     def __init__(self, threshold: float, *, decay: float = 0.55, seed: int = 0) -> None:
         super().__init__(threshold)
-        if self.threshold == math.inf:
-            raise UserError(
-                "clip=noise has no bound that infinity would switch off: clip.threshold is a variance",
-                given=threshold,
-                remedy="Give a finite number; or use clip=none.",
-            )
         if isinstance(decay, bool) or not 0 <= float(decay) < math.inf:
             raise UserError(
                 "clip.decay must be 0 or more, and finite", given=decay, remedy="Give e.g. 0.55."
