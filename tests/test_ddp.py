@@ -157,6 +157,15 @@ def test_ranks_that_never_begin_are_a_failure(
     assert "exit code 1" in record["error"]
 
 
+def test_what_ranks_refuse_is_what_the_run_says():
+    """A calibration is the ranks' own: nobody knows before they run what it comes to."""
+    words = (*SMALL, "trainer=ddp", "model.feature_clip=p20", "missing.train_rate=0.8")
+    assert cli.main(["train", *words]) == 1
+    record = record_of(the_run())
+    assert (record["status"], record["stopped_by"]) == ("failed", "error")
+    assert record["error"].startswith("model.feature_clip cannot be calibrated: ")
+
+
 # How ranks end
 
 
