@@ -60,10 +60,10 @@ class AutoClip(Adaptive):
         new = torch.where(norms > 0, norms, math.inf)
         ring = state["ring"].scatter(-1, place[:, None], new[:, None])  # [U, window]
         ordered = ring.sort(-1).values
-        last = torch.isfinite(ordered).sum(-1) - 1  # [U]
+        last = torch.isfinite(ordered).to(ordered.dtype).sum(-1) - 1  # [U]
         at = last * (min(self.current, 100.0) / 100.0)
         low = at.long()
-        pair = torch.stack((low, torch.minimum(low + 1, last)), -1).clamp_(min=0)
+        pair = torch.stack((low, torch.minimum(low + 1, last.long())), -1).clamp_(min=0)
         below, above = ordered.gather(-1, pair).unbind(-1)
         # Infinity where there is no norm at all: inf - inf would be NaN.
         limits = torch.where(last >= 0, below + (above - below) * (at - low), math.inf)
