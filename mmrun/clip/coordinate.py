@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.elements import Elementwise, learns
-from mmrun.clip.law import within
+from mmrun.clip.law import decay, within
 from mmrun.clip.layout import Per
 from mmrun.clip.step import Gradients, InForce
 
@@ -24,8 +24,8 @@ class Coordinate(Elementwise):
     Args:
         threshold: c, the multiple of tau_i that the mean is held to; infinity is "off".
         alpha: power of the size that is averaged, from 1 to 2.
-        beta1: weight of the past in m, between 0 and 1.
-        beta2: weight of the past in tau^alpha, between 0 and 1.
+        beta1: weight of the past in m, from 0 to below 1.
+        beta2: weight of the past in tau^alpha, from 0 to below 1.
         eps: added to |m_i|, above 0.
 
     Raises:
@@ -47,8 +47,8 @@ class Coordinate(Elementwise):
     ) -> None:
         super().__init__(threshold)
         self.alpha = within("alpha", alpha, 1.0, 2.0, ends=True)
-        self.beta1 = within("beta1", beta1, 0.0, 1.0)
-        self.beta2 = within("beta2", beta2, 0.0, 1.0)
+        self.beta1 = decay("beta1", beta1)
+        self.beta2 = decay("beta2", beta2)
         self.eps = within("eps", eps, 0.0, 1.0)
 
     def clip(self, gradients: Gradients) -> InForce:
