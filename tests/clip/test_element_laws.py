@@ -143,6 +143,7 @@ def test_coordinate_by_hand():
     assert out[1] == pytest.approx([(0.99 * 0.01 + 0.01) / (0.09 + 0.1), 1.8])
     (out,) = one(Coordinate(3.0, alpha=2.0), [1.0, -2.0])
     assert out == [1.0, -2.0]  # tau = .1 |g|
+    assert one(Coordinate(3.0, eps=0.0), [1.0, 0.0])[0] == [pytest.approx(0.3), 0.0]
     (out,) = one(Coordinate(0.5, alpha=2.0), [1.0, -2.0])
     assert out == pytest.approx([0.5, -1.0])
 
@@ -572,7 +573,7 @@ def test_sparse_gradients(name: str):
         (lambda: Coordinate(1.0, alpha=0.5), "alpha"),
         (lambda: Coordinate(1.0, beta1=-0.1), "beta1"),
         (lambda: Coordinate(1.0, beta2=1.5), "beta2"),
-        (lambda: Coordinate(1.0, eps=0.0), "eps"),
+        (lambda: Coordinate(1.0, eps=-1e-8), "eps"),
         (lambda: Clip21(math.nan), "threshold"),
         (lambda: Clip21(1.0, p=0.0), "p"),
         (lambda: Noise(0.0), "threshold"),
