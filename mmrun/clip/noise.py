@@ -25,7 +25,7 @@ class Noise(Law):
     nothing, and lengthens most gradients. Source: Neelakantan et al. 2015, arXiv 1511.06807, equation 1.
 
     Args:
-        threshold: eta, the variance at the first step. Infinity is "off" as for every law: no noise, not much.
+        threshold: eta, the variance at the first step. Infinity is "off", as for every law: no noise.
         decay: how fast the variance falls, 0 or more.
         seed: of the noise.
 
