@@ -24,7 +24,7 @@ class Spike(Elementwise):
 
     Args:
         threshold: theta, the multiple of an element's mean square that passes; infinity is "off".
-        beta: weight of the past in v, between 0 and 1.
+        beta: weight of the past in v, from 0 to below 1.
         warmup_steps: gradients of a parameter that are learnt from before it is clipped.
 
     Raises:

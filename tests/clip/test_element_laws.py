@@ -143,6 +143,7 @@ def test_coordinate_by_hand():
     assert out[1] == pytest.approx([(0.99 * 0.01 + 0.01) / (0.09 + 0.1), 1.8])
     (out,) = one(Coordinate(3.0, alpha=2.0), [1.0, -2.0])
     assert out == [1.0, -2.0]  # tau = .1 |g|
+    assert one(Coordinate(3.0, eps=0.0), [1.0, 0.0])[0] == [pytest.approx(0.3), 0.0]
     (out,) = one(Coordinate(0.5, alpha=2.0), [1.0, -2.0])
     assert out == pytest.approx([0.5, -1.0])
 
@@ -257,11 +258,9 @@ def test_noise_goes_on_after_a_restart():
 
 
 def test_noise_leaves_out_what_has_nothing_to_say():
-    """A gradient of zeros or with a NaN gets none; steps without any gradient do not count."""
+    """A gradient of zeros or with a NaN gets none."""
     bound, law = parameters(), Noise(0.1)
     law.bind(bound)
-    law.apply()
-    assert law.state_dict() == {}
     fill(bound, 0)
     for name in ("w", "b"):
         gradient = bound["image"][name].grad
@@ -278,7 +277,7 @@ def test_noise_leaves_out_what_has_nothing_to_say():
 
 
 def test_noise_and_the_engine():
-    """None during a warm-up; a schedule is of the variance; and infinity is no way to switch it off."""
+    """None during a warm-up; a schedule is of the variance."""
     bound = {"all": {"p": nn.Parameter(torch.zeros(100, 100))}}
     clip = Clipper(
         Noise(0.01, decay=0.0), warmup=1, schedule="linear", schedule_end=4.0, total_steps=3
@@ -290,8 +289,6 @@ def test_noise_and_the_engine():
         clip.apply()
         spread.append(float(bound["all"]["p"].grad.std()))
     assert spread == [0.0, pytest.approx(0.1, rel=0.05), pytest.approx(0.2, rel=0.05)]
-    with pytest.raises(UserError, match="variance"):
-        Noise(INF)
 
 
 # What holds for all that remember
@@ -572,11 +569,11 @@ def test_sparse_gradients(name: str):
         (lambda: Spike(1.0, beta=math.nan), "beta"),
         (lambda: Spike(1.0, warmup_steps=-1), "warmup_steps"),
         (lambda: AdaClip(-1.0), "threshold"),
-        (lambda: AdaClip(1.0, beta=0.0), "beta"),
+        (lambda: AdaClip(1.0, beta=-0.5), "beta"),
         (lambda: Coordinate(1.0, alpha=0.5), "alpha"),
         (lambda: Coordinate(1.0, beta1=-0.1), "beta1"),
         (lambda: Coordinate(1.0, beta2=1.5), "beta2"),
-        (lambda: Coordinate(1.0, eps=0.0), "eps"),
+        (lambda: Coordinate(1.0, eps=-1e-8), "eps"),
         (lambda: Clip21(math.nan), "threshold"),
         (lambda: Clip21(1.0, p=0.0), "p"),
         (lambda: Noise(0.0), "threshold"),
