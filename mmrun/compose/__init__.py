@@ -23,7 +23,7 @@ from mmrun.compose.points import point
 from mmrun.compose.sweep import is_sweep, sweep
 from mmrun.compose.values import SCOPES, apply_values, opened
 from mmrun.errors import UserError, nearest
-from mmrun.options import checked_dirs, conf_dir, groups
+from mmrun.options import checked_dirs, conf_dir
 from mmrun.sources import preferred, register
 from mmrun.spec import outside_id
 
@@ -65,11 +65,11 @@ def resumable(overrides: Sequence[str]) -> dict[str, Any]:
                 given=f"{key}={value}",
                 remedy="Move or rename the folder itself.",
             )
-        if key in groups() and outside_id(key):
+        if key == "diagnostics":
             raise UserError(
-                "resuming changes settings, and keeps the option of every group",
+                "resuming keeps the diagnostics that a run began with: its columns are fixed",
                 given=f"{key}={value}",
-                remedy=f"Set one as {key}.KEY=VALUE, or train a new run.",
+                remedy="Set one of their knobs, e.g. diagnostics.every=10, or train a new run.",
             )
         if not outside_id(key) and not key.startswith("trainer.max_"):
             raise UserError(
