@@ -88,7 +88,8 @@ class Law(ABC):
             UserError: a parameter is in two scopes.
         """
         self._layout = Layout(scopes, anatomy)
-        self._memory = Memory(self._layout.slots(self.per), self.fields())
+        layout, per = self._layout, self.per
+        self._memory = Memory(layout.slots(per), self.fields(), layout.spread_slots(per))
 
     def schedule(self, factor: float) -> None:
         """Multiply the threshold by this at the next step."""

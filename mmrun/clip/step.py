@@ -62,7 +62,7 @@ class Gradients:
         if self._factors is None:
             return self._measured(p)
         if self._per == "unit":
-            return self._whole(self._measured_rows(p) * self._factors, p)
+            return self.plan.of_rows(self._measured_rows(p) * self._factors, p)
         return self._measured(p) * self.plan.expand(self._factors, self._per)
 
     def unit_norms(self, per: Per, p: float = 2.0) -> Tensor:
@@ -117,21 +117,9 @@ class Gradients:
     def _placed(self, norms: Tensor, p: float) -> Tensor:
         """Norms of this step's tensors, or of their parts in this process [n] -> of all parameters [N]."""
         plan = self.plan
-        if plan.shards is not None:
-            norms = plan.shards.norms(norms, p)
-        if plan.index is None:
-            return norms
-        return torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
-
-    def _whole(self, rows: Tensor, p: float) -> Tensor:
-        """p-norms of rows [R] -> of parameters [N]."""
-        norms = self.plan.of_rows(rows, p)
-        return norms if self.plan.shards is None else self._spread(norms, p)
-
-    def _spread(self, parts: Tensor, p: float) -> Tensor:
-        shards, index = self.plan.shards, self.plan.index
-        assert shards is not None
-        return self._placed(parts if index is None else parts.index_select(0, index), p)
+        if plan.index is not None:
+            norms = torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
+        return norms if plan.shards is None else plan.shards.of_tensors(norms, p)
 
     def _rows(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         """p-norms of the rows of this step's tensors, among those of all parameters [R]."""
@@ -142,8 +130,10 @@ class Gradients:
             if k is None:
                 found.append(plan.filled(0.0, n_rows))
                 continue
-            g, axis, table = tensors[k], plan.whole_axis(k), self._table_row(k)
-            if axis is None:
+            g, axis, table = tensors[k], plan.axis(k), self._table_row(k)
+            if not g.numel():  # a shard, or a sparse gradient, that has nothing
+                norms = plan.filled(0.0, n_rows if table is None else len(table))
+            elif axis is None:
                 norms = torch.linalg.vector_norm(g, p, dtype=plan.cast).reshape(1)
             else:
                 over = [d for d in range(g.ndim) if d != axis]
@@ -152,7 +142,8 @@ class Gradients:
             if table is not None and len(norms) != n_rows:
                 norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
-        return torch.cat(found) if found else plan.filled(0.0, 0)
+        rows = torch.cat(found) if found else plan.filled(0.0, 0)
+        return rows if plan.shards is None else plan.shards.of_units(rows, p)
 
     def _table_row(self, k: int) -> Tensor | None:
         """Which rows of its table a sparse gradient holds; None for a dense one."""
@@ -238,7 +229,7 @@ class Gradients:
         plan = self.plan
         of_each = factors.split(list(plan.layout.rows))
         for k, i in enumerate(plan.present):
-            g, axis, table = self.tensors[k], plan.whole_axis(k), self._table_row(k)
+            g, axis, table = self.tensors[k], plan.axis(k), self._table_row(k)
             each = of_each[i].to(g.device, non_blocking=True)
             if table is not None:
                 each = each.index_select(0, table)
@@ -260,9 +251,9 @@ class Gradients:
         elif self._per == "unit":
             rows, factors = self._measured_rows(2.0), self._factors
             squares = rows * rows
-            clipped = self._whole(rows * factors, 2.0)
-            inner = self._total(plan.sum_rows(squares * factors))
-            changed = self._total(plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1)))
+            clipped = plan.of_rows(rows * factors, 2.0)
+            inner = plan.sum_rows(squares * factors)
+            changed = plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1))
         else:
             factors = plan.expand(self._factors, self._per)
             clipped = self.norms()
@@ -282,10 +273,6 @@ class Gradients:
             scopes=plan.scopes,
             dtype=plan.dtype,
         )
-
-    def _total(self, parts: Tensor) -> Tensor:
-        """Sums [N] over what this process holds -> over all of it."""
-        return parts if self.plan.shards is None else self._spread(parts, 1.0)
 
     def _copies(self) -> list[Tensor]:
         """A copy of each piece of the gradient in the precision of norms, K of [elements]."""
@@ -310,8 +297,7 @@ class Gradients:
         if plan.shards is None:
             raw = plan.join(self.raw, "tensor", 2.0)[1:]
         else:
-            sums = plan.shards.total(sums)
-            raw = self.raw if plan.index is None else self.raw.index_select(0, plan.index)
+            raw, sums = self.raw, plan.shards.of_tensors(sums, 1.0)
         return raw, sums[0].sqrt(), sums[1], sums[2]
 
 
