@@ -131,12 +131,21 @@ class MultimodalModule(LightningModule):
         self._apply_pipeline(optimizer)
 
     def _apply_pipeline(self, optimizer: Optimizer) -> None:
-        self.telemetry.append(self.pipeline.apply(optimizer))
+        scaler = None
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Lightning leaves unscaling to a fused optimizer's own step, which comes after clipping.
+            scaler = self._scaler
+        self.telemetry.append(self.pipeline.apply(optimizer, scaler))
         loss = self.micro_losses[0]
         if len(self.micro_losses) > 1:
             loss = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
         self.step_losses.append(loss)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss; None but under trainer.precision=16-mixed."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def take_rows(self) -> Tensor | None:
         """[T, 1 + C]: loss and telemetry of the T steps since the last call; None when there was none."""
@@ -151,8 +160,9 @@ class MultimodalModule(LightningModule):
         """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
         named = {n: p for n, p in self.named_parameters() if p.requires_grad}
         for k, (name, loss) in enumerate(losses.items()):
+            share = loss / self.accumulate
             gradients = torch.autograd.grad(
-                loss / self.accumulate,
+                share if self._scaler is None else self._scaler.scale(share),
                 list(named.values()),
                 retain_graph=k < len(losses) - 1,
                 allow_unused=True,
@@ -166,18 +176,32 @@ class MultimodalModule(LightningModule):
             return
         if dist.is_initialized():  # autograd.grad goes past DDP's reducer
             for kept in self._per_loss.values():
-                for gradient in kept.values():
-                    dist.all_reduce(gradient.div_(dist.get_world_size()))
+                for name, gradient in kept.items():  # two names may have one tensor: not in place
+                    kept[name] = gradient / dist.get_world_size()
+                    dist.all_reduce(kept[name])
         optimizer = self.optimizers()
         schedule = self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LambdaLR)
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale != 1.0:  # a power of 2: exact
+            for kept in self._per_loss.values():
+                for name, gradient in kept.items():
+                    kept[name] = gradient / scale
         self.pipeline.combine(self._per_loss)
         self._per_loss = {}
-        self._apply_pipeline(optimizer.optimizer)
+        if scale != 1.0:  # the optimizer's step unscales
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The place for clipping under manual optimization: there too gradients are unscaled by now."""
+        if not self.automatic_optimization:
+            self._apply_pipeline(optimizer)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all scopes and its schedule, stepped once per optimizer step."""

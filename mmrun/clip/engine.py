@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.carry import carried
 from mmrun.clip.floor import Floor
 from mmrun.clip.law import Law, count, positive
 from mmrun.clip.layout import Layout, Scopes
@@ -186,16 +187,29 @@ class Clipper:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along; a copy is attached to no optimizer."""
-        return {**self.__dict__, "_update": None, "_skipping": WeakKeyDictionary(), "_member": {}}
+        none = dict.fromkeys(("_update", "_skipping"))
+        return {**self.__dict__, **none, "_member": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_skipping": WeakKeyDictionary()}
 
     def __call__(self, parameters: Clippable) -> Stats:
-        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}."""
+        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
+
+        As ``Law`` has it, what it is called with may change; a warm-up and a schedule count the calls, and are
+        for one set of parameters too.
+
+        Raises:
+            UserError: it has learnt from other parameters, and none of them is among these.
+        """
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            state = self.state_dict()
+            old, state = self._layout, self.state_dict()
             self.bind(scopes, anatomy)
+            if self.warmup or self.schedule != "constant" or _has_learnt(state):
+                state = carried(state, old, self._layout)
             self.load_state_dict(state)
         return self.apply(parameters if isinstance(parameters, Optimizer) else None)
 
@@ -271,11 +285,14 @@ class Clipper:
         return Stats.merge(done, self._layout.scopes, self._members(done))
 
     def _skip(self, optimizer: Optimizer, skip: Tensor) -> None:
+        skipping = self._skipping.get(optimizer)
         if may_look(skip.device) and not bool(skip):
+            if skipping is not None:
+                skipping.clear(optimizer)
             return
-        if optimizer not in self._skipping:
-            self._skipping[optimizer] = Skipping(optimizer)
-        self._skipping[optimizer].mark(optimizer, skip)
+        if skipping is None:
+            skipping = self._skipping[optimizer] = Skipping(optimizer)
+        skipping.mark(optimizer, skip)
 
     def _guard(self, parts: Sequence[Gradients], optimizer: Optimizer | None) -> Tensor | None:
         """Apply the policy for non-finite gradients; whether the step is to be left out, 0-dim Bool."""
@@ -368,6 +385,10 @@ class Clipper:
 def may_look(device: torch.device) -> bool:
     """Whether reading a number there keeps nobody waiting."""
     return device.type == "cpu"
+
+
+def _has_learnt(state: Mapping[str, Any]) -> bool:
+    return any(each["state"] for each in state["laws"].values())
 
 
 def _finite(key: str, value: float) -> float:

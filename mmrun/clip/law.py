@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.carry import carried
 from mmrun.clip.layout import Layout, Per, Scopes
 from mmrun.clip.memory import Field, Memory
 from mmrun.clip.sources import Clippable, scopes_of
@@ -104,16 +105,20 @@ class Law(ABC):
     def __call__(self, parameters: Clippable) -> Stats:
         """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
 
-        What it is called with must stay the same from step to step; a law that is given other parameters
-        keeps the state of those whose names it knows.
+        What it is called with may change from step to step: each parameter keeps what was learnt from it. Two
+        optimizers want two laws, unless these have nothing to learn.
+
+        Raises:
+            UserError: it has learnt from other parameters, and none of them is among these.
         """
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            state = self.state_dict()
+            old, state = self._layout, self.state_dict()
             self.bind(scopes, anatomy)
-            self.load_state_dict(state)
+            if state:
+                self.load_state_dict(carried(state, old, self.layout))
         return self.apply()
 
     @abstractmethod

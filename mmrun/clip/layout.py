@@ -275,7 +275,7 @@ class Plan:
         if not numbers:
             return torch.zeros(0, device=self.device, dtype=self.wide)
         if self.scattered:
-            numbers = [n.to(self.device, non_blocking=True) for n in numbers]
+            numbers = [moved(n, self.device) for n in numbers]
         return torch.stack(numbers).to(self.wide)
 
     def constants(self, values: Sequence[float]) -> Tensor:
@@ -330,6 +330,11 @@ class Plan:
 
     def _sum_here(self, rows: Tensor) -> Tensor:
         return torch.zeros_like(self.sizes).index_add_(0, self.row_tensor, rows.to(self.wide))
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device, without waiting; but to the CPU, where it would be read before it has arrived."""
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")
 
 
 def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> list[Block]:

@@ -46,6 +46,12 @@ class Skipping:
         _give_momentum(optimizer)
         self._mark = optimizer.found_inf = skip.to(torch.float32)
 
+    def clear(self, optimizer: Any) -> None:
+        """Take a mark away, of a step that was left out otherwise; or the next one would be too."""
+        if self._mark is not None and getattr(optimizer, "found_inf", None) is self._mark:
+            del optimizer.found_inf
+        self._mark = None
+
     def _before(self, optimizer: Any) -> None:
         found = getattr(optimizer, "found_inf", None)
         if self._mark is None or found is None or found is self._mark:
@@ -54,9 +60,7 @@ class Skipping:
         optimizer.found_inf = torch.maximum(found, self._mark.to(found.device))
 
     def _after(self, optimizer: Any) -> None:
-        if self._mark is not None and getattr(optimizer, "found_inf", None) is self._mark:
-            del optimizer.found_inf  # or a step without a clip would be left out
-        self._mark = None
+        self.clear(optimizer)
 
 
 def _give_momentum(optimizer: Optimizer) -> None:

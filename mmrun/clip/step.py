@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
-from mmrun.clip.layout import EACH, Per, Plan
+from mmrun.clip.layout import EACH, Per, Plan, moved
 from mmrun.clip.shards import local
 from mmrun.clip.stats import Stats
 
@@ -138,7 +138,7 @@ class Gradients:
             else:
                 over = [d for d in range(g.ndim) if d != axis]
                 norms = torch.linalg.vector_norm(g, p, dim=over, dtype=plan.cast)
-            norms = norms.to(plan.device, plan.wide, non_blocking=True)
+            norms = moved(norms, plan.device, plan.wide)
             if table is not None and len(norms) != n_rows:
                 norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
@@ -183,8 +183,9 @@ class Gradients:
         """
         self._finite = finite
         if not on_host:
+            spoilt = ~finite
             for g in () if left_out else self.tensors:
-                g.masked_fill_(~finite.to(g.device, non_blocking=True), 0.0)
+                g.masked_fill_(moved(spoilt, g.device), 0.0)
             self._norms = {2.0: torch.where(finite, self.raw, 0.0)}
         elif not bool(finite):
             for g in self.tensors:
@@ -220,17 +221,17 @@ class Gradients:
         for unit, positions, device, dtype in plan.blocks[self._per]:
             tensors = [self.tensors[i] for i in positions]
             if unit == EACH:
-                each = factors.to(device, dtype, non_blocking=True).unbind()
+                each = moved(factors, device, dtype).unbind()
                 _foreach_mul_(tensors, [each[i] for i in positions])
             else:
-                _foreach_mul_(tensors, factors[unit].to(device, dtype, non_blocking=True))
+                _foreach_mul_(tensors, moved(factors[unit], device, dtype))
 
     def _multiply_rows(self, factors: Tensor) -> None:
         plan = self.plan
         of_each = factors.split(list(plan.layout.rows))
         for k, i in enumerate(plan.present):
             g, axis, table = self.tensors[k], plan.axis(k), self._table_row(k)
-            each = of_each[i].to(g.device, non_blocking=True)
+            each = moved(of_each[i], g.device)
             if table is not None:
                 each = each.index_select(0, table)
             shape = [-1 if d == axis else 1 for d in range(g.ndim)] if axis is not None else []
@@ -281,7 +282,7 @@ class Gradients:
         for positions in plan.pieces:
             flat = [self.tensors[i].reshape(-1) for i in positions]
             if plan.cast is not None or plan.scattered:
-                flat = [t.to(plan.device, plan.dtype, non_blocking=True) for t in flat]
+                flat = [moved(t, plan.device, plan.dtype) for t in flat]
             out.append(torch.cat(flat) if flat else plan.empty)
         return out
 
