@@ -90,7 +90,6 @@ class MultimodalModule(LightningModule):
         self.validation: Scores | None = None  # of the last one
         self._collected: list[tuple[Tensor, ...]] = []
         self._per_loss: dict[str, dict[str, Tensor]] = {}
-        self._scaler: torch.amp.GradScaler | None = None  # of this fit, with 16-mixed
 
     def forward(self, batch: Batch, watch: Watch = UNWATCHED) -> Output:
         """The model's output for a batch."""
@@ -139,7 +138,11 @@ class MultimodalModule(LightningModule):
         self._apply_pipeline(optimizer)
 
     def _apply_pipeline(self, optimizer: Optimizer) -> None:
-        self.telemetry.append(self.pipeline.apply(optimizer))
+        scaler = None
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Lightning leaves unscaling to a fused optimizer's own step, which comes after clipping.
+            scaler = self._scaler
+        self.telemetry.append(self.pipeline.apply(optimizer, scaler))
         loss = self.micro_losses[0]
         if len(self.micro_losses) > 1:
             loss = torch.stack(self.micro_losses).mean()
@@ -151,6 +154,12 @@ class MultimodalModule(LightningModule):
     def columns(self) -> tuple[str, ...]:
         """Names of what a row holds beside the loss: of gradients, and of the features that are clipped."""
         return (*self.pipeline.columns, *self.meter.columns)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss; None but under trainer.precision=16-mixed."""
+        trainer = self._trainer  # none before a fit
+        return None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
 
     def take_rows(self) -> Tensor | None:
         """[T, 1 + C]: loss and telemetry of the T steps since the last call; None when there was none."""
@@ -165,8 +174,9 @@ class MultimodalModule(LightningModule):
         """Under per-loss balancing: the gradient of each loss, added to that of the micro-batches before."""
         named = {n: p for n, p in self.named_parameters() if p.requires_grad}
         for k, (name, loss) in enumerate(losses.items()):
+            share = loss / self.accumulate
             gradients = torch.autograd.grad(
-                loss / self.accumulate,
+                share if self._scaler is None else self._scaler.scale(share),
                 list(named.values()),
                 retain_graph=k < len(losses) - 1,
                 allow_unused=True,
@@ -180,13 +190,23 @@ class MultimodalModule(LightningModule):
         """Under per-loss balancing: what the balance makes of them, over all ranks, goes into ``.grad``."""
         if dist.is_initialized():  # autograd.grad goes past DDP's reducer
             for kept in self._per_loss.values():
-                for gradient in kept.values():
-                    dist.all_reduce(gradient.div_(dist.get_world_size()))
+                for name, gradient in kept.items():  # two names may have one tensor: not in place
+                    kept[name] = gradient / dist.get_world_size()
+                    dist.all_reduce(kept[name])
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale != 1.0:  # a power of 2: exact
+            for kept in self._per_loss.values():
+                for name, gradient in kept.items():
+                    kept[name] = gradient / scale
         self.pipeline.combine(self._per_loss)
         self._per_loss = {}
+        if scale != 1.0:  # the optimizer's step unscales
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
 
     def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
+        """Per-loss gradients, summed over micro-batches, then one step."""
         self.take_gradients(losses)
         last = batch_idx + 1 == self.trainer.num_training_batches
         if (batch_idx + 1) % self.accumulate and not last:
@@ -196,10 +216,14 @@ class MultimodalModule(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LambdaLR)
         self.combine_gradients()
-        self._apply_pipeline(optimizer.optimizer)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The place for clipping under manual optimization: there too gradients are unscaled by now."""
+        if not self.automatic_optimization:
+            self._apply_pipeline(optimizer)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all scopes and its schedule, stepped once per optimizer step."""
@@ -296,7 +320,6 @@ class MultimodalModule(LightningModule):
         """Random state as it was at the checkpoint: set last, since setting up draws numbers."""
         # A rank's loss is over its own samples, and gradients are averaged over ranks after the backward pass.
         self.model.gradient_scale = float(self.trainer.world_size)
-        self._scaler = self.trainer.scaler if self.automatic_optimization else None
         restored = self.__dict__.pop("_restored", None)
         if restored is None:
             return

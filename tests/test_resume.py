@@ -66,6 +66,13 @@ CONFIGS: dict[str, list[str]] = {
         "trainer.val_check_interval=5",
     ],
     "thinned": ["clip.record_every=4"],
+    "clipped updates": [
+        RANDOM,
+        "clip.on=update",
+        "clip.per=modality",
+        "clip.split=norm",  # which has a state
+        "trainer.val_check_interval=0.3",
+    ],
     "per loss": [RANDOM, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=5"],
 }
 

@@ -80,7 +80,7 @@ class Bounded(Scaling):
         if self.budget == "total" and self.split == "size":
             sizes = self._sizes()
         wanted = [size * yes for size, yes in zip(sizes, trainable, strict=True)]
-        whole = sum(wanted) if self.budget == "total" else 1.0
+        whole = self._whole(wanted) if self.budget == "total" else 1.0
         self._weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
         if any(each and not share for each, share in zip(wanted, self._weights, strict=True)):
             raise UserError(
@@ -97,8 +97,18 @@ class Bounded(Scaling):
             return [float(sum(n for k, n in pairs if k == s)) for s in range(len(layout.scopes))]
         if self.per == "tensor":
             return [float(n) for n in numel]
-        rows = zip(numel, layout.rows, strict=True)
-        return [n / each for n, each in rows for _ in range(each)]
+        counts = zip(numel, layout.rows, layout.all_rows, strict=True)
+        return [n / every for n, here, every in counts for _ in range(here)]
+
+    def _whole(self, wanted: list[float]) -> float:
+        """What is shared out: the sum over all units, also those in other processes."""
+        layout = self.layout
+        if self.per != "unit" or not layout.is_spread:
+            return sum(wanted)
+        if self.split == "size":
+            return float(sum(p.numel() for p in layout.parameters if p.requires_grad))
+        counts = zip(layout.all_rows, layout.parameters, strict=True)
+        return float(sum(n for n, p in counts if p.requires_grad))
 
     def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:
         """c, each unit's share of it, or what was calibrated."""
@@ -127,7 +137,8 @@ class Bounded(Scaling):
         mean = state["mean"]
         if self.is_off:
             return torch.full_like(mean, math.inf)
-        return self.current * (mean / mean.sum()).nan_to_num(nan=0.0) ** (1.0 / self.p)
+        whole = (plan.sum_rows(mean) if self.per == "unit" else mean).sum()
+        return self.current * (mean / whole).nan_to_num(nan=0.0) ** (1.0 / self.p)
 
     # Calibration
 

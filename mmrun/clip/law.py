@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.carry import carried
 from mmrun.clip.layout import Layout, Per, Scopes
 from mmrun.clip.memory import Field, Memory
 from mmrun.clip.sources import Clippable, scopes_of
@@ -94,7 +95,8 @@ class Law(ABC):
             UserError: a parameter is in two scopes.
         """
         self._layout = Layout(scopes, anatomy)
-        self._memory = Memory(self._layout.slots(self.per), self.fields())
+        layout, per = self._layout, self.per
+        self._memory = Memory(layout.slots(per), self.fields(), layout.spread_slots(per))
 
     def schedule(self, factor: float) -> None:
         """Multiply the threshold by this at the next step."""
@@ -109,16 +111,20 @@ class Law(ABC):
     def __call__(self, parameters: Clippable) -> Stats:
         """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
 
-        What it is called with must stay the same from step to step; a law that is given other parameters
-        keeps the state of those whose names it knows.
+        What it is called with may change from step to step: each parameter keeps what was learnt from it. Two
+        optimizers want two laws, unless these have nothing to learn.
+
+        Raises:
+            UserError: it has learnt from other parameters, and none of them is among these.
         """
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            state = self.state_dict()
+            old, state = self._layout, self.state_dict()
             self.bind(scopes, anatomy)
-            self.load_state_dict(state)
+            if state:
+                self.load_state_dict(carried(state, old, self.layout))
         return self.apply()
 
     @abstractmethod
