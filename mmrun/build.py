@@ -318,12 +318,22 @@ def clip(node: Mapping[str, Any], total_steps: int) -> Clipper:
 
 
 def law(node: Mapping[str, Any], where: str) -> Law:
-    """A clip law, and the laws that it is made of."""
-    made = make({key: value for key, value in node.items() if key != "laws"}, where, Law)
-    members = node.get("laws")
-    if members is None:
-        return made()
-    return made([law(each, f"{where}.laws") for each in members])
+    """A clip law, and the laws that it is made of: the threshold of a chain is that of its last one."""
+    if "laws" not in node:
+        return make(node, where, Law)()
+    made = make({k: v for k, v in node.items() if k not in ("laws", "threshold")}, where, Law)
+    members = [dict(each) for each in node["laws"]]
+    threshold = node.get("threshold")
+    if members and threshold is not None:
+        if "threshold" not in members[-1]:
+            raise UserError(
+                f"{where}.threshold is that of the last of {where}.laws, which takes none",
+                given=f"{where}.threshold={threshold}",
+                remedy=f"Put a law that has one last; or give {where}.threshold=null.",
+            )
+        members[-1]["threshold"] = threshold
+    own = [{k: v for k, v in each.items() if k not in (*ENGINE, *COMPOSED)} for each in members]
+    return made(*(law(each, f"{where}.laws") for each in own))
 
 
 def multimodal(

@@ -16,7 +16,6 @@ from mmrun.clip.floor import Floor
 from mmrun.clip.law import Law, count, positive
 from mmrun.clip.layout import Layout, Scopes
 from mmrun.clip.none import Unclipped
-from mmrun.clip.scaling import Scaling
 from mmrun.clip.sources import Clippable, scopes_of
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients
@@ -162,9 +161,7 @@ class Clipper:
     def _floor(self, law: Law) -> Floor | None:
         if not self.floor:
             return None
-        if isinstance(law, Scaling):
-            return Floor(self.floor, per=law.per, p=law.p)
-        return Floor(self.floor)
+        return Floor(self.floor, per=law.per, p=law.p)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clip this optimizer's updates from now on, with ``on="update"``; nothing else needs it."""

@@ -235,8 +235,8 @@ class Plan:
         each = torch.tensor(sizes, device=self.device, dtype=self.wide)
         return each.index_select(0, self.row_tensor)
 
-    def whole_axis(self, k: int) -> int | None:
-        """``Layout.axis`` of one of this step's tensors.
+    def whole_axis(self, k: int, needs: str = "clip.per=unit") -> int | None:
+        """``Layout.axis`` of one of this step's tensors, for what ``needs`` its units whole.
 
         Raises:
             UserError: its units are spread over processes.
@@ -247,9 +247,9 @@ class Plan:
         for each in getattr(parameter, "placements", ()) if self.shards is not None else ():
             if each.is_shard() and each.dim != axis:
                 raise UserError(
-                    "clip.per=unit needs units that lie in one process",
+                    f"{needs} needs output rows that lie in one process",
                     given=f"{self.layout.names[i]}, {each}",
-                    remedy="Shard along the output dimension, or use clip.per=tensor.",
+                    remedy="Shard along the output dimension, or clip by whole tensors.",
                 )
         return axis
 
@@ -257,6 +257,10 @@ class Plan:
         """The p-norm of each of some tensors, [len(tensors)]; one pass over their elements."""
         if not tensors:
             return self.gather([])
+        if (
+            p == float("inf") and self.shards is not None
+        ):  # a shard may be empty, and has no largest
+            tensors = [t if t.numel() else t.new_zeros(1) for t in tensors]
         return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
 
     def gather(self, numbers: list[Tensor]) -> Tensor:
