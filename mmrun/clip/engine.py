@@ -252,13 +252,15 @@ class Clipper:
         total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
         finite = torch.isfinite(total)
         on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
-        for each in parts:
-            if self.nonfinite == "zero":
-                each.mend(finite.to(each.plan.device), on_host=on_host)
-            else:
-                left_out = optimizer is not None and _is_fused(optimizer) and not on_host
-                each.void(finite.to(each.plan.device), on_host=on_host, left_out=left_out)
-        return None if self.nonfinite == "zero" else ~finite
+        fused = optimizer is not None and _is_fused(optimizer)
+        if not (on_host and bool(finite)):
+            for each in parts:
+                here = finite.to(each.plan.device)
+                if self.nonfinite == "zero":
+                    each.mend(here)
+                else:
+                    each.void(here, left_out=fused and not on_host)
+        return ~finite if fused and self.nonfinite != "zero" else None
 
     def _members(self, done: Sequence[Stats]) -> Tensor:
         """[1 + S, K] over the pieces of all parts, one after another."""

@@ -121,13 +121,14 @@ class Layout:
 
     def plan(self, grads: Sequence[Tensor | None]) -> tuple[Plan, list[Tensor]]:
         """What is known of a step at which the parameters have these gradients, or none; and those that there are."""
-        here = tuple([g is not None for g in grads])
         tensors = [g for g in grads if g is not None]
+        every = len(tensors) == len(grads)  # nearly always; hashing 130 booleans takes its time
+        here = None if every else tuple([g is not None for g in grads])
         # Gradients have their parameter's dtype and device, and a model moves as a whole.
         home = (tensors[0].dtype, tensors[0].device) if tensors else None
         plan = self._plans.get((here, home))
         if plan is None:
-            plan = self._plans[here, home] = Plan(self, here, tensors)
+            plan = self._plans[here, home] = Plan(self, here or (True,) * len(grads), tensors)
         return plan, tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -53,9 +54,13 @@ class Gradients:
         self._factors: Tensor | None = None  # its coefficients [U]
         self._before: list[Tensor] | None = None
         self._finite: Tensor | None = None
-        self.raw = self._measured(2.0)  # L2 norms as they came [N]; 0 where there is no gradient
 
     # Reading
+
+    @cached_property
+    def raw(self) -> Tensor:
+        """L2 norms as they came [N]; 0 where there is no gradient. Read before anything is written."""
+        return self._measured(2.0)
 
     def norms(self, p: float = 2.0) -> Tensor:
         """The p-norm of each parameter's gradient as it is by now [N]; 0 where it has none. One pass at most."""
@@ -193,33 +198,21 @@ class Gradients:
     def open(self) -> list[Tensor]:
         """The tensors, for changing their elements in place. What they were is kept until ``stats``."""
         if self._before is None:
+            _ = self.raw
             self._before = self._copies()
         self._write()
         return self.tensors
 
-    def void(self, finite: Tensor, *, on_host: bool, left_out: bool = False) -> None:
-        """Make everything zero unless ``finite`` (0-dim Bool).
-
-        Args:
-            finite: whether the step is.
-            on_host: the host may look at it.
-            left_out: nobody will read the gradients where it is not.
-        """
+    def void(self, finite: Tensor, *, left_out: bool = False) -> None:
+        """Make everything zero unless ``finite`` (0-dim Bool); with ``left_out`` nobody will read it where it is not."""
         self._finite = finite
-        if not on_host:
-            for g in () if left_out else self.tensors:
-                g.masked_fill_(~finite.to(g.device, non_blocking=True), 0.0)
-            self._norms = {2.0: torch.where(finite, self.raw, 0.0)}
-        elif not bool(finite):
-            for g in self.tensors:
-                g.zero_()
-            self._norms.clear()
+        for g in () if left_out else self.tensors:
+            g.masked_fill_(~finite.to(g.device, non_blocking=True), 0.0)
+        self._norms = {2.0: torch.where(finite, self.raw, 0.0)}
 
-    def mend(self, finite: Tensor, *, on_host: bool) -> None:
-        """Make each element zero that is not finite."""
+    def mend(self, finite: Tensor) -> None:
+        """Make each element zero that is not finite; ``finite`` (0-dim Bool): whether there is none."""
         self._finite = finite
-        if on_host and bool(finite):
-            return
         for g in self.tensors:
             g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._norms.clear()
@@ -242,7 +235,8 @@ class Gradients:
         if self._per == "tensor" and plan.index is not None:
             factors = factors.index_select(0, plan.index)
         for unit, positions, device, dtype in plan.blocks[self._per]:
-            tensors = [self.tensors[i] for i in positions]
+            every = len(positions) == len(self.tensors)
+            tensors = self.tensors if every else [self.tensors[i] for i in positions]
             if unit == EACH:
                 each = factors.to(device, dtype, non_blocking=True).unbind()
                 _foreach_mul_(tensors, [each[i] for i in positions])
