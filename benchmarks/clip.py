@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -183,14 +183,19 @@ def measured(
     """{case: spread, GB/s and B}, {case over another: spread}; names with the size."""
     kept = fresh(bound)
     n = sum(g.numel() for g in kept)
-    times = max(1, min(30, 20_000_000 // n))
+    times = max(1, min(40, 60_000_000 // n))
     cases: dict[str, pairs.Case] = {}
     touched: dict[str, float] = {}
     for name, case in group.items():
         touched[name] = counted(case.step) / case.repeats  # warms up as well
-        cases[name] = lambda case=case: timed(case.step, bound, kept, times) / case.repeats
+        cases[name] = lambda case=case: timed(case.step, bound, kept) / case.repeats
         cases[name]()
-    costs = pairs.run(cases, rounds=rounds)
+    # Calls alternate one by one, and a round's cost is the median of its calls: a neighbour's burst hits single ones.
+    calls = pairs.run(cases, rounds=rounds * times)
+    costs = {
+        name: [statistics.median(its[i : i + times]) for i in range(0, len(its), times)]
+        for name, its in calls.items()
+    }
     first = next(iter(group))
     compared = {(name, first) for name in group if name != first}
     compared |= {(name, case.target.base) for name, case in group.items() if case.target}
@@ -207,24 +212,20 @@ def measured(
     return found
 
 
-def timed(step: Step, bound: Named, kept: list[Tensor], times: int) -> float:
-    """Ms per call, over several calls, each on fresh gradients."""
-    total = 0.0
-    for _ in range(times):
-        refill(bound, kept)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # an empty queue: what the host takes to launch counts
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            step()
-            end.record()
-            end.synchronize()
-            total += start.elapsed_time(end)
-        else:
-            began = time.process_time()
-            step()
-            total += 1e3 * (time.process_time() - began)
-    return total / times
+def timed(step: Step, bound: Named, kept: list[Tensor]) -> float:
+    """Ms of one call, on fresh gradients."""
+    refill(bound, kept)
+    if not torch.cuda.is_available():
+        began = time.process_time()
+        step()
+        return 1e3 * (time.process_time() - began)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()  # an empty queue: what the host takes to launch counts
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def clock() -> str:

@@ -231,6 +231,8 @@ class Clipper:
         done: list[Stats] = []
         for (law, floor), gradients in zip(laws, parts, strict=True):
             law.schedule(self._factor)
+            if floor is not None:
+                gradients.keep()
             in_force = law.clip(gradients)
             if floor is not None:
                 floor.clip(gradients)
