@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 Case = Callable[[], float]  # runs once and returns its cost, in the unit of the benchmark
@@ -48,19 +48,42 @@ def report(
     """
     lines = [f"{machine()}; {len(next(iter(costs.values())))} rounds, cases in turn"]
     lines.append(f"{'case':34} {'median':>9} {'min':>9} {'max':>9}  {unit:10} ratio to baseline")
-    summary: dict[str, dict[str, float]] = {}
-    for name, values in costs.items():
-        summary[name] = spread(values)
+    summary = summarise(costs, baselines.items())
+    for name in costs:
         line = f"{name:34} " + " ".join(f"{v:9.3f}" for v in summary[name].values())
         base = baselines.get(name)
         if base is not None:
-            ratios = [a / b for a, b in zip(values, costs[base], strict=True)]
-            summary[f"{name} over {base}"] = r = spread(ratios)
-            line += f"  {'':10} {r['median']:.3f} [{r['min']:.3f} to {r['max']:.3f}] x {base}"
+            line += f"  {'':10} {shown(summary[over(name, base)])} x {base}"
         lines.append(line)
+    write(summary, file)
+    return "\n".join(lines)
+
+
+def summarise(
+    costs: Mapping[str, list[float]], compared: Iterable[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+    """The spread of each case, and of the ratios pair by pair of those cases that are compared with another."""
+    found = {name: spread(values) for name, values in costs.items()}
+    for name, base in compared:
+        ratios = [a / b for a, b in zip(costs[name], costs[base], strict=True)]
+        found[over(name, base)] = spread(ratios)
+    return found
+
+
+def over(name: str, base: str) -> str:
+    """What the ratio of two cases is called."""
+    return f"{name} over {base}"
+
+
+def shown(found: Mapping[str, float]) -> str:
+    """Median and spread of ratios in a table."""
+    return f"{found['median']:.3f} [{found['min']:.3f} to {found['max']:.3f}]"
+
+
+def write(summary: Mapping[str, Mapping[str, float]], file: Path | None) -> None:
+    """What ``--json`` asked for, if it did."""
     if file is not None:
         file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return "\n".join(lines)
 
 
 def spread(values: list[float]) -> dict[str, float]:

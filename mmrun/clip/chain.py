@@ -56,6 +56,8 @@ class Chain(Law):
 
     def clip(self, gradients: Gradients) -> InForce:
         """One member after another."""
+        if len(self.laws) > 1:
+            gradients.keep()
         payer: torch.Tensor = gradients.plan.no_payer
         skipped: torch.Tensor | None = None
         threshold = gradients.plan.filled(math.inf, 1 + len(gradients.plan.scopes))

@@ -275,6 +275,8 @@ class Clipper:
         done: list[Stats] = []
         for (law, floor), gradients in zip(laws, parts, strict=True):
             law.schedule(self._factor)
+            if floor is not None:
+                gradients.keep()
             in_force = law.clip(gradients)
             if floor is not None:
                 floor.clip(gradients)
@@ -306,13 +308,15 @@ class Clipper:
         total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
         finite = torch.isfinite(total)
         on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
-        for each in parts:
-            if self.nonfinite == "zero":
-                each.mend(finite.to(each.plan.device), on_host=on_host)
-            else:
-                left_out = can_skip(optimizer) and not on_host
-                each.void(finite.to(each.plan.device), on_host=on_host, left_out=left_out)
-        return None if self.nonfinite == "zero" else ~finite
+        skippable = can_skip(optimizer)
+        if not (on_host and bool(finite)):
+            for each in parts:
+                here = finite.to(each.plan.device)
+                if self.nonfinite == "zero":
+                    each.mend(here)
+                else:
+                    each.void(here, left_out=skippable and not on_host)
+        return ~finite if skippable and self.nonfinite != "zero" else None
 
     def _members(self, done: Sequence[Stats]) -> Tensor:
         """[1 + S, K] over the pieces of all parts, one after another."""

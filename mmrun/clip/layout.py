@@ -142,11 +142,13 @@ class Layout:
     def plan(self, grads: Sequence[Tensor | None]) -> tuple[Plan, list[Tensor]]:
         """What is known of a step at which the parameters have these gradients, or none; and those that there are."""
         tensors = [g for g in grads if g is not None]
+        every = len(tensors) == len(grads)  # nearly always; hashing 130 booleans takes its time
+        here = None if every else tuple([g is not None for g in grads])
         # An embedding's gradient may be sparse at one step and dense at the next.
-        key = (
-            tuple([None if g is None else (g.dtype, g.layout) for g in grads]),
-            tensors[0].device if tensors else None,  # a model moves as a whole
-        )
+        sparse = [g.layout != torch.strided for g in tensors]
+        # Gradients have their parameter's dtype and device, and a model moves as a whole.
+        home = (tensors[0].dtype, tensors[0].device) if tensors else None
+        key = (here, home, tuple(sparse) if any(sparse) else None)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self, [g is not None for g in grads], tensors)

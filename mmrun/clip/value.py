@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
+from torch import (
+    Tensor,
+    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_clamp_min_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from mmrun.clip.law import Law
 from mmrun.clip.step import Gradients, InForce
@@ -27,10 +31,17 @@ class Value(Law):
     algorithm: ClassVar[str] = "value"
 
     def clip(self, gradients: Gradients) -> InForce:
-        """One pass clamps; a copy of each scope from before tells what it did."""
-        plan, threshold = gradients.plan, self.current
-        for g in gradients.open():
-            # A bound that the dtype cannot hold bounds nothing: clamp_ would refuse it.
-            c = threshold if threshold <= torch.finfo(g.dtype).max else math.inf
-            g.clamp_(-c, c)  # one pass; torch's clip_grad_value_ takes two
-        return InForce(plan.filled(threshold, 1 + len(plan.scopes)), plan.no_payer)
+        """One pass over memory, and some over a cache that tell what it did."""
+        plan, c = gradients.plan, self.current
+
+        def clamp(tensors: list[Tensor]) -> None:
+            if c > torch.finfo(tensors[0].dtype).max:
+                return  # a bound that the dtype cannot hold bounds nothing: clamp_ would refuse it
+            if len(tensors) == 1:
+                tensors[0].clamp_(-c, c)  # one pass; torch's clip_grad_value_ takes two
+            else:
+                _foreach_clamp_max_(tensors, c)
+                _foreach_clamp_min_(tensors, -c)
+
+        gradients.change(clamp)
+        return InForce(plan.filled(c, 1 + len(plan.scopes)), plan.no_payer)
