@@ -16,7 +16,9 @@ from torch import Tensor
 
 from mmrun.clip.layout import Plan
 
-IN_CACHE = 2**17  # elements for each thread: the fastest of 2^13 to 2^18, which trade caches for calls
+IN_CACHE = (
+    2**17
+)  # elements for each thread: the fastest of 2^13 to 2^18, which trade caches for calls
 ON_GPU = 2**24  # up to which float32 counts exactly
 ALIGNED = 16  # elements: 64 bytes in float32
 
