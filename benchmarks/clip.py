@@ -309,7 +309,9 @@ def lines(
         ms = f"{its['median']:.3f} [{its['min']:.3f} to {its['max']:.3f}]"
         ratio = found.get(pairs.over(f"{name}/{size}", f"{first}/{size}"))
         shown = f"{pairs.shown(ratio)}" if ratio and first == TORCH_NORM else ""
-        line = f"{name + '/' + size:23} {ms:24} {shown:23} {its['touched']:6.1f} B {its['GB/s']:5.1f}"
+        line = (
+            f"{name + '/' + size:23} {ms:24} {shown:23} {its['touched']:6.1f} B {its['GB/s']:5.1f}"
+        )
         if case.target is not None:
             base, most = case.target
             ratio = found[pairs.over(f"{name}/{size}", f"{base}/{size}")]
