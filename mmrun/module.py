@@ -20,6 +20,7 @@ from mmrun.batch import Batch, Output
 from mmrun.gradients import GradientPipeline, Telemetry, rows
 from mmrun.model import MultimodalModel
 from mmrun.objectives import Objective
+from mmrun.watching import UNWATCHED, FeatureMeter, Watch
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,14 @@ class MultimodalModule(LightningModule):
         # One per optimizer step since the recorder last took them; nothing is worked out in the step.
         self.step_losses: list[Tensor] = []
         self.telemetry: list[Telemetry] = []
+        self.meter = FeatureMeter(*model.bounds)
         self.validation: Scores | None = None  # of the last one
         self._collected: list[tuple[Tensor, ...]] = []
         self._per_loss: dict[str, dict[str, Tensor]] = {}
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch, watch: Watch = UNWATCHED) -> Output:
         """The model's output for a batch."""
-        tokens, fused = self.model(batch)
+        tokens, fused = self.model(batch, watch)
         return Output(tokens, fused, self.objective(tokens, fused, batch))
 
     def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
@@ -106,7 +108,12 @@ class MultimodalModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One micro-batch: its loss; under per-loss balancing the whole step."""
-        losses = self.losses(batch, self(batch))
+        if (
+            self._scaler is not None
+        ):  # 1, scaled as the loss will be: there is no waiting for the device
+            one = torch.ones((), device=self.device)
+            self.model.gradient_scale = self._scaler.scale(one) * self.trainer.world_size
+        losses = self.losses(batch, self(batch, self.meter))
         total = sum_of(losses)
         self.micro_losses.append(total.detach())
         if self.objective.sums and self.trainer.world_size > 1:
@@ -131,12 +138,28 @@ class MultimodalModule(LightningModule):
         self._apply_pipeline(optimizer)
 
     def _apply_pipeline(self, optimizer: Optimizer) -> None:
-        self.telemetry.append(self.pipeline.apply(optimizer))
+        scaler = None
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Lightning leaves unscaling to a fused optimizer's own step, which comes after clipping.
+            scaler = self._scaler
+        self.telemetry.append(self.pipeline.apply(optimizer, scaler))
         loss = self.micro_losses[0]
         if len(self.micro_losses) > 1:
             loss = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
         self.step_losses.append(loss)
+        self.meter.end_step()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what a row holds beside the loss: of gradients, and of the features that are clipped."""
+        return (*self.pipeline.columns, *self.meter.columns)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss; None but under trainer.precision=16-mixed."""
+        trainer = self._trainer  # none before a fit
+        return None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
 
     def take_rows(self) -> Tensor | None:
         """[T, 1 + C]: loss and telemetry of the T steps since the last call; None when there was none."""
@@ -145,14 +168,15 @@ class MultimodalModule(LightningModule):
         taken = rows(self.telemetry)
         losses = torch.stack(self.step_losses).to(taken.dtype)
         self.telemetry, self.step_losses = [], []
-        return torch.cat((losses.unsqueeze(1), taken), dim=1)
+        return torch.cat((losses.unsqueeze(1), taken, self.meter.take(taken)), dim=1)
 
-    def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
+    def take_gradients(self, losses: Mapping[str, Tensor]) -> None:
+        """Under per-loss balancing: the gradient of each loss, added to that of the micro-batches before."""
         named = {n: p for n, p in self.named_parameters() if p.requires_grad}
         for k, (name, loss) in enumerate(losses.items()):
+            share = loss / self.accumulate
             gradients = torch.autograd.grad(
-                loss / self.accumulate,
+                share if self._scaler is None else self._scaler.scale(share),
                 list(named.values()),
                 retain_graph=k < len(losses) - 1,
                 allow_unused=True,
@@ -161,23 +185,45 @@ class MultimodalModule(LightningModule):
             for parameter, gradient in zip(named, gradients, strict=True):
                 if gradient is not None:
                     kept[parameter] = kept[parameter] + gradient if parameter in kept else gradient
+
+    def combine_gradients(self) -> None:
+        """Under per-loss balancing: what the balance makes of them, over all ranks, goes into ``.grad``."""
+        if dist.is_initialized():  # autograd.grad goes past DDP's reducer
+            for kept in self._per_loss.values():
+                for name, gradient in kept.items():  # two names may have one tensor: not in place
+                    kept[name] = gradient / dist.get_world_size()
+                    dist.all_reduce(kept[name])
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale != 1.0:  # a power of 2: exact
+            for kept in self._per_loss.values():
+                for name, gradient in kept.items():
+                    kept[name] = gradient / scale
+        self.pipeline.combine(self._per_loss)
+        self._per_loss = {}
+        if scale != 1.0:  # the optimizer's step unscales
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+
+    def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Per-loss gradients, summed over micro-batches, then one step."""
+        self.take_gradients(losses)
         last = batch_idx + 1 == self.trainer.num_training_batches
         if (batch_idx + 1) % self.accumulate and not last:
             return
-        if dist.is_initialized():  # autograd.grad goes past DDP's reducer
-            for kept in self._per_loss.values():
-                for gradient in kept.values():
-                    dist.all_reduce(gradient.div_(dist.get_world_size()))
         optimizer = self.optimizers()
         schedule = self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LambdaLR)
-        self.pipeline.combine(self._per_loss)
-        self._per_loss = {}
-        self._apply_pipeline(optimizer.optimizer)
+        self.combine_gradients()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The place for clipping under manual optimization: there too gradients are unscaled by now."""
+        if not self.automatic_optimization:
+            self._apply_pipeline(optimizer)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all scopes and its schedule, stepped once per optimizer step."""
@@ -207,7 +253,7 @@ class MultimodalModule(LightningModule):
         self._collected = []
         with self.computing():
             for batch in islice(batches, limit):
-                self._collect(_cast(batch.to(self.device), self.dtype_of_weights))
+                self._collect(cast(batch.to(self.device), self.dtype_of_weights))
         self.train(was_training)
         return self._scores(gather)
 
@@ -260,6 +306,7 @@ class MultimodalModule(LightningModule):
         accumulated = {
             "losses": [loss.cpu() for loss in self.micro_losses],
             "gradients": _on(torch.device("cpu"), pending) if self.micro_losses else {},
+            "features": self.meter.pending(),
             "per_loss": {k: _on(torch.device("cpu"), kept) for k, kept in self._per_loss.items()},
         }
         checkpoint["accumulated"] = _of_all_ranks(accumulated)
@@ -271,6 +318,8 @@ class MultimodalModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Random state as it was at the checkpoint: set last, since setting up draws numbers."""
+        # A rank's loss is over its own samples, and gradients are averaged over ranks after the backward pass.
+        self.model.gradient_scale = float(self.trainer.world_size)
         restored = self.__dict__.pop("_restored", None)
         if restored is None:
             return
@@ -279,6 +328,7 @@ class MultimodalModule(LightningModule):
             ranks = [ranks[self.global_rank]]
         # On another number of ranks each takes their mean: what will be averaged is the same then.
         self.micro_losses = [_mean(each).to(self.device) for each in _across(ranks, "losses")]
+        self.meter.resume([rank["features"] for rank in ranks], self.device)
         named = dict(self.named_parameters())
         for name in ranks[0]["gradients"]:
             gradient = _mean([rank["gradients"][name] for rank in ranks])
@@ -321,7 +371,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
 
 
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
     """The batch with its real inputs in another type; itself for float32."""
     if dtype is torch.float32:
         return batch

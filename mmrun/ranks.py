@@ -104,7 +104,7 @@ def _check_ending(directory: Path, started: str | None, code: int, reason: str) 
     """
     record = reader.recorded(directory)
     if record["started"] == started:
-        error = f"the ranks ended with exit code {code} before they trained"
+        error = reason or f"the ranks ended with exit code {code} before they trained"
         ended = record["status"] == "queued"
     elif record["status"] == "running" or record["stopped_by"] == "terminate":
         error = reason or f"the ranks ended with exit code {code}"

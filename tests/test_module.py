@@ -141,25 +141,30 @@ def test_norms_before_and_after_are_what_the_law_says(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("world", [1, 2])
 def test_half_gradients_come_back_to_their_rank_or_as_their_mean(world: int):
     """On as many ranks each gets its own; on another number, what averages to the same."""
-    module = build(point(SMALL).config).module
+    module = build(point((*SMALL, "model.feature_clip=1")).config).module
     name, parameter = next(iter(module.named_parameters()))
     ranks = [
         {
             "losses": [torch.tensor(float(k))],
             "gradients": {name: torch.full_like(parameter, float(k))},
             "per_loss": {"task": {name: torch.full_like(parameter, 10.0 * k)}},
+            "features": {
+                "feature/clamped": [torch.tensor(k), torch.tensor(4), torch.tensor(0.5 * k)]
+            },
         }
         for k in (1, 2)
     ]
     state = {"clip": module.pipeline.state_dict(), "rng": [{}] * 3, "accumulated": ranks}
     module.on_load_checkpoint(state)
-    module._trainer = SimpleNamespace(world_size=world, global_rank=world - 1)  # pyright: ignore[reportAttributeAccessIssue]
+    module._trainer = SimpleNamespace(world_size=world, global_rank=world - 1, scaler=None)  # pyright: ignore[reportAttributeAccessIssue]
     module.on_train_start()
     expected = {1: 1.5, 2: 2.0}[world]
     assert module.micro_losses == [torch.tensor(expected)]
     assert parameter.grad is not None
     assert set(parameter.grad.flatten().tolist()) == {expected}
     assert set(module._per_loss["task"][name].flatten().tolist()) == {10 * expected}
+    module.meter.end_step()
+    assert module.meter.take(torch.zeros(1, 1)).tolist() == [[{1: 3 / 8, 2: 2 / 4}[world], 1.0]]
 
 
 def test_accumulated_micro_batches_are_the_whole_batch():

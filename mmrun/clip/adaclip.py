@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.elements import at_least_float32, largest, learns
-from mmrun.clip.law import Law, within
+from mmrun.clip.law import Law, decay
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.step import Gradients, InForce
@@ -24,7 +24,7 @@ class AdaClip(Law):
 
     Args:
         threshold: multiple of the mean that passes; infinity is "off".
-        beta: weight of the past in T, between 0 and 1.
+        beta: weight of the past in T, from 0 to below 1.
 
     Raises:
         UserError: a number out of range.
@@ -35,7 +35,7 @@ class AdaClip(Law):
 
     def __init__(self, threshold: float, *, beta: float = 0.999) -> None:
         super().__init__(threshold)
-        self.beta = within("beta", beta, 0.0, 1.0)
+        self.beta = decay("beta", beta)
 
     def fields(self) -> dict[str, Field]:
         """T, not corrected for its start at 0, and t."""
@@ -54,10 +54,8 @@ class AdaClip(Law):
         bounds = self.current * mean / (1.0 - beta**seen)
         over = ok & (highest > bounds)
         bounds = torch.where(ok, bounds, math.inf)
-        # Nothing is compared with a bound that nothing exceeds: rounded to the gradient's precision, it might be exceeded.
-        acting = torch.where(over, bounds, math.inf)
         factors = torch.where(over, bounds / highest, 1.0)
-        parts = zip(gradients.open(), gradients.each(acting), gradients.each(factors), strict=True)
+        parts = zip(gradients.open(), gradients.each(bounds), gradients.each(factors), strict=True)
         for g, bound, factor in parts:
             wide = g.to(at_least_float32(g.dtype))
             g.copy_(torch.where(wide.abs() > bound, wide * factor, wide))

@@ -16,19 +16,20 @@ from mmrun.clip.step import Gradients
 class Adaptive(Scaling):
     """c_u follows from the unit's own history, which ``fields`` names and ``follow`` moves on.
 
-    A unit whose norm is 0 or not finite learns nothing at that step. During a warm-up of the threshold, and at
-    threshold infinity, it learns and clips nothing.
+    A unit learns nothing where its norm is 0, and no unit does at a step that is not finite throughout: under the
+    engine's default policy such a step is made 0 as a whole. While the threshold is infinite (an engine's warm-up), a
+    law learns and clips nothing.
     """
 
     @abstractmethod
     def follow(
         self, norms: Tensor, state: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(thresholds in force [U], what the state becomes); pure, and only asked of finite norms above 0.
+        """(thresholds in force [U], what the state becomes); pure.
 
         Args:
-            norms: p-norms of the units [U]; where one is 0 or not finite, 1 stands for it, and what
-                follows from it is dropped.
+            norms: p-norms of the units [U]; 0 for a unit that learns nothing: what its state becomes is dropped, and
+                its threshold is what another gradient would have met.
             state: the fields, [U, ...].
         """
 
@@ -36,9 +37,7 @@ class Adaptive(Scaling):
         """The thresholds in force [U]; the state moves on."""
         plan = gradients.plan
         state = self.memory.on(plan.device, plan.wide)
-        ok = torch.isfinite(norms) & (norms > 0)
-        limits, new = self.follow(torch.where(ok, norms, 1.0), state)
+        ok = self.teaches(norms, gradients)
+        limits, new = self.follow(torch.where(ok, norms, 0.0), state)
         self.memory.keep(ok, new)
-        if self.current == math.inf:
-            return torch.full_like(limits, math.inf)
-        return limits
+        return torch.full_like(limits, math.inf) if self.is_off else limits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -13,14 +12,13 @@ from torch import Tensor
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.layout import Per, Scopes
 from mmrun.clip.memory import Field
+from mmrun.clip.percentile import bound_at, percentile_in
 from mmrun.clip.scaling import Scaling
 from mmrun.clip.step import Gradients
 from mmrun.errors import UserError, nearest
 
 Budget = Literal["total", "each"]
 Split = Literal["equal", "size", "norm"]
-PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)")
-MOST_SPREAD = 100.0  # p99 over p50, beyond which a percentile says nothing
 MEMORY = 0.99  # of the running mean of measured norms, for split=norm
 
 
@@ -82,7 +80,7 @@ class Bounded(Scaling):
         if self.budget == "total" and self.split == "size":
             sizes = self._sizes()
         wanted = [size * yes for size, yes in zip(sizes, trainable, strict=True)]
-        whole = sum(wanted) if self.budget == "total" else 1.0
+        whole = self._whole(wanted) if self.budget == "total" else 1.0
         self._weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
         if any(each and not share for each, share in zip(wanted, self._weights, strict=True)):
             raise UserError(
@@ -99,8 +97,18 @@ class Bounded(Scaling):
             return [float(sum(n for k, n in pairs if k == s)) for s in range(len(layout.scopes))]
         if self.per == "tensor":
             return [float(n) for n in numel]
-        rows = zip(numel, layout.rows, strict=True)
-        return [n / each for n, each in rows for _ in range(each)]
+        counts = zip(numel, layout.rows, layout.all_rows, strict=True)
+        return [n / every for n, here, every in counts for _ in range(here)]
+
+    def _whole(self, wanted: list[float]) -> float:
+        """What is shared out: the sum over all units, also those in other processes."""
+        layout = self.layout
+        if self.per != "unit" or not layout.is_spread:
+            return sum(wanted)
+        if self.split == "size":
+            return float(sum(p.numel() for p in layout.parameters if p.requires_grad))
+        counts = zip(layout.all_rows, layout.parameters, strict=True)
+        return float(sum(n for n, p in counts if p.requires_grad))
 
     def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:
         """c, each unit's share of it, or what was calibrated."""
@@ -116,22 +124,21 @@ class Bounded(Scaling):
         weights = plan.constants(self._weights)
         # Not infinity times 0: a unit that can never have a gradient.
         return (
-            torch.where(weights > 0, self.current, 0.0)
-            if self.current == math.inf
-            else weights * self.current
+            torch.where(weights > 0, self.current, 0.0) if self.is_off else weights * self.current
         )
 
     def _by_norm(self, norms: Tensor, gradients: Gradients) -> Tensor:
         plan = gradients.plan
         state = self.memory.on(plan.device, plan.wide)
-        ok = torch.isfinite(norms) & (norms > 0)
+        ok = self.teaches(norms, gradients)
         power = norms**self.p
         mean = torch.where(state["mean"] > 0, MEMORY * state["mean"] + (1 - MEMORY) * power, power)
         self.memory.keep(ok, {"mean": mean})
         mean = state["mean"]
-        if self.current == math.inf:
+        if self.is_off:
             return torch.full_like(mean, math.inf)
-        return self.current * (mean / mean.sum()).nan_to_num(nan=0.0) ** (1.0 / self.p)
+        whole = (plan.sum_rows(mean) if self.per == "unit" else mean).sum()
+        return self.current * (mean / whole).nan_to_num(nan=0.0) ** (1.0 / self.p)
 
     # Calibration
 
@@ -149,11 +156,18 @@ class Bounded(Scaling):
         names = [name for name, n in self.layout.slots(self.per) for _ in range(n)]
         trainable = self.layout.trainable(self.per)
         for name, yes, column in zip(names, trainable, norms.double().cpu().unbind(1), strict=True):
-            seen = column[torch.isfinite(column) & (column > 0)]
-            if not yes or (not seen.numel() and self.per != "global"):
+            seen = column[torch.isfinite(column) & (column > 0)].numpy()
+            if not yes or (not seen.size and self.per != "global"):
                 found.append(math.inf)
                 continue
-            found.append(percentile_of(seen, self.percentile, name or "the whole gradient"))
+            if not seen.size:
+                raise UserError(
+                    "clip.threshold cannot be calibrated: no gradient was finite and above 0",
+                    given=f"p{self.percentile:g}",
+                    remedy="Give a number, and look at the data's scale.",
+                )
+            key = f"clip.threshold of {name}" if name else "clip.threshold"
+            found.append(bound_at(self.percentile, seen, key))
         units = self.layout.slots(self.per)
         parts = torch.tensor(found, dtype=torch.float64).split([n for _, n in units])
         state = {name: part for (name, _), part in zip(units, parts, strict=True)}
@@ -166,37 +180,15 @@ class Bounded(Scaling):
         self._calibrated = "calibrated" in state
 
 
-def percentile_of(seen: Tensor, percentile: float, what: str) -> float:
-    """A percentile of finite numbers above 0, unless they are too uneven for it to mean anything.
-
-    Raises:
-        UserError: there are none, or p99 is over 100 times p50.
-    """
-    if not seen.numel():
-        raise UserError(
-            "there is no finite norm to calibrate a threshold by",
-            given=what,
-            remedy="Give clip.threshold as a number.",
-        )
-    middle, high = torch.quantile(seen, torch.tensor([0.5, 0.99], dtype=seen.dtype)).tolist()
-    if high > MOST_SPREAD * middle:
-        raise UserError(
-            f"the norms of {what} are too uneven for a percentile: p99 is {high / middle:.3g} times p50",
-            given=f"p{percentile:g}",
-            remedy="Give clip.threshold as a number, or mend the initialisation first.",
-        )
-    return float(torch.quantile(seen, percentile / 100.0))
-
-
 def _percentile(threshold: Any) -> float | None:
     """90 of ``p90``; None for a number."""
     if not isinstance(threshold, str):
         return None
-    match = PERCENTILE.fullmatch(threshold)
-    if match is None or not 0 < float(match[1]) <= 100:
+    percentile = percentile_in(threshold)
+    if percentile is None:
         raise UserError(
             "clip.threshold is a number or a percentile",
             given=threshold,
             remedy="Write e.g. 0.5, or p90 for the 90th percentile of the norms on the initial weights.",
         )
-    return float(match[1])
+    return percentile

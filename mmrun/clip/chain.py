@@ -109,5 +109,5 @@ def _check_member(law: Law) -> None:
         raise UserError(
             "a law in a chain takes its threshold as a number: a percentile is one of gradients that no law has changed",
             given=f"p{law.percentile:g} of {law.algorithm}",  # pyright: ignore[reportAttributeAccessIssue]
-            remedy="Give e.g. clip.threshold=1.0.",
+            remedy="Give e.g. clip.threshold=1.0; or a run to take it of, clip.calibrate_from=RUN.",
         )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.elements import Elementwise, learns
-from mmrun.clip.law import within
+from mmrun.clip.law import decay, nonnegative, within
 from mmrun.clip.layout import Per
 from mmrun.clip.step import Gradients, InForce
 
@@ -24,9 +24,9 @@ class Coordinate(Elementwise):
     Args:
         threshold: c, the multiple of tau_i that the mean is held to; infinity is "off".
         alpha: power of the size that is averaged, from 1 to 2.
-        beta1: weight of the past in m, between 0 and 1.
-        beta2: weight of the past in tau^alpha, between 0 and 1.
-        eps: added to |m_i|, above 0.
+        beta1: weight of the past in m, from 0 to below 1.
+        beta2: weight of the past in tau^alpha, from 0 to below 1.
+        eps: added to |m_i|, 0 or more.
 
     Raises:
         UserError: a number out of range, or a sparse gradient.
@@ -47,9 +47,9 @@ class Coordinate(Elementwise):
     ) -> None:
         super().__init__(threshold)
         self.alpha = within("alpha", alpha, 1.0, 2.0, ends=True)
-        self.beta1 = within("beta1", beta1, 0.0, 1.0)
-        self.beta2 = within("beta2", beta2, 0.0, 1.0)
-        self.eps = within("eps", eps, 0.0, 1.0)
+        self.beta1 = decay("beta1", beta1)
+        self.beta2 = decay("beta2", beta2)
+        self.eps = nonnegative("eps", eps)
 
     def clip(self, gradients: Gradients) -> InForce:
         """It bounds neither a norm nor an element, so that the threshold in force is infinity."""
@@ -65,5 +65,7 @@ class Coordinate(Elementwise):
             if self.current == math.inf:
                 continue
             factors = power ** (1.0 / alpha) * self.current / (mean.abs() + self.eps)
-            g.copy_(torch.where(learnt, wide * factors.clamp_(max=1.0), wide))
+            # 0 / 0 with eps 0, where no element has had a gradient so far.
+            factors = factors.nan_to_num_(nan=1.0).clamp_(max=1.0)
+            g.copy_(torch.where(learnt, wide * factors, wide))
         return InForce(plan.filled(math.inf, 1 + len(plan.scopes)), plan.no_payer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from torch.optim import Optimizer
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.bounded import Bounded
+from mmrun.clip.carry import carried
 from mmrun.clip.floor import Floor
-from mmrun.clip.law import Law, count, positive
+from mmrun.clip.law import Law, count, finite
 from mmrun.clip.layout import Layout, Scopes
 from mmrun.clip.none import Unclipped
+from mmrun.clip.skipping import Skipping, can_skip
 from mmrun.clip.sources import Clippable, scopes_of
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients
@@ -35,7 +38,7 @@ class Clipper:
         scopes: {scope: its own law}. A scope with a law of its own is no part of the others' global norm.
         floor: f > 0 raises a norm below it to it, at the law's granularity, after clipping; 0 does not.
         on: clip the ``gradient``; or the ``update`` that the optimizer makes of it, per unit of its learning rate
-            (weight decay included): ``attach`` the optimizer then.
+            (weight decay included): ``apply`` wants the optimizer then, or ``attach`` it before.
         warmup: steps at the start at which the threshold is infinite: measured and learnt from, not clipped.
         schedule: of the threshold, from its full size after the warm-up to ``schedule_end`` times that at the last step.
         schedule_end: the factor at the end; above 1 loosens.
@@ -77,11 +80,11 @@ class Clipper:
                 raise UserError(f"there is no such clip.{key}", given=value, remedy=remedy)
         self.law = law
         self.own = dict(scopes or {})
-        self.floor = 0.0 if floor == 0 else _finite("floor", floor)
+        self.floor = 0.0 if floor == 0 else finite("floor", floor)
         self.on: On = on
         self.warmup = count("warmup", warmup)
         self.schedule: Schedule = schedule
-        self.schedule_end = _finite("schedule_end", schedule_end)
+        self.schedule_end = finite("schedule_end", schedule_end)
         self.total_steps = total_steps
         if schedule != "constant" and total_steps is None:
             raise UserError(
@@ -103,6 +106,7 @@ class Clipper:
         # With on="update": what became of the last step's update, once the optimizer has made it.
         self.updates: list[Stats] = []
         self._update: Update | None = None
+        self._skipping: WeakKeyDictionary[Optimizer, Skipping] = WeakKeyDictionary()
         self._factor = 1.0
         self._measuring: list[tuple[Law, Floor | None]] = []
         self._layout: Layout | None = None
@@ -133,7 +137,7 @@ class Clipper:
         Raises:
             UserError: a parameter is in two scopes, or a law is for a scope that there is not.
         """
-        self._layout = Layout(scopes, anatomy)
+        layout = Layout(scopes, anatomy)
         for scope in self.own:
             if scope not in scopes:
                 raise UserError(
@@ -144,6 +148,8 @@ class Clipper:
         rest = {scope: named for scope, named in scopes.items() if scope not in self.own}
         bound = [(self.law, rest)] if rest or not self.own else []
         bound += [(law, {scope: scopes[scope]}) for scope, law in self.own.items()]
+        self._end_update()
+        self._layout = layout
         self._parts = []
         for law, its in bound:
             law.bind(its, anatomy)
@@ -164,22 +170,50 @@ class Clipper:
         return Floor(self.floor, per=law.per, p=law.p)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Clip this optimizer's updates from now on, with ``on="update"``; nothing else needs it."""
-        if self.on != "update":
+        """Clip this optimizer's updates from now on, and no other's, with ``on="update"``; nothing else needs it.
+
+        Raises:
+            UserError: a parameter is not the optimizer's.
+        """
+        if self.on != "update" or (self._update is not None and self._update.is_of(optimizer)):
             return
         if self._layout is None:
             raise RuntimeError("bind(...) comes before attach()")
-        self._update = Update(optimizer, self._layout.parameters)
-        self._update.then(self._clip_update)
+        named = dict(zip(self._layout.names, self._layout.parameters, strict=True))
+        update = Update(optimizer, named, self._clip_update)
+        self._end_update()
+        self._update = update
+
+    def _end_update(self) -> None:
+        if self._update is not None:
+            self._update.end()
+        self._update = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along; a copy is attached to no optimizer."""
+        none = dict.fromkeys(("_update", "_skipping"))
+        return {**self.__dict__, **none, "_member": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_skipping": WeakKeyDictionary()}
 
     def __call__(self, parameters: Clippable) -> Stats:
-        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}."""
+        """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
+
+        As ``Law`` has it, what it is called with may change; a warm-up and a schedule count the calls, and are
+        for one set of parameters too.
+
+        Raises:
+            UserError: it has learnt from other parameters, and none of them is among these.
+        """
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            state = self.state_dict()
+            old, state = self._layout, self.state_dict()
             self.bind(scopes, anatomy)
+            if self.warmup or self.schedule != "constant" or _has_learnt(state):
+                state = carried(state, old, self._layout)
             self.load_state_dict(state)
         return self.apply(parameters if isinstance(parameters, Optimizer) else None)
 
@@ -193,10 +227,20 @@ class Clipper:
 
         Args:
             optimizer: whose step follows; a fused one leaves out a step that is skipped.
+
+        Raises:
+            UserError: it is missing with ``on="update"``.
         """
         self._factor = self._scheduled()
         self.steps += 1
         if self.on == "update":
+            if optimizer is not None:
+                self.attach(optimizer)
+            if self._update is None:
+                raise UserError(
+                    'on="update" needs the optimizer whose updates are clipped',
+                    remedy="Give it: apply(optimizer), clip(optimizer), or attach(optimizer) before.",
+                )
             self.updates = []
             laws = self._measuring
         else:
@@ -239,12 +283,22 @@ class Clipper:
             if in_force.skipped is not None:
                 skip = in_force.skipped if skip is None else skip | in_force.skipped
             done.append(gradients.stats(in_force))
-        if skip is not None and optimizer is not None and _is_fused(optimizer):
-            optimizer.found_inf = skip.to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        if skip is not None and optimizer is not None and can_skip(optimizer):
+            self._skip(optimizer, skip)
         if len(done) == 1:
             return done[0]
         assert self._layout is not None
         return Stats.merge(done, self._layout.scopes, self._members(done))
+
+    def _skip(self, optimizer: Optimizer, skip: Tensor) -> None:
+        skipping = self._skipping.get(optimizer)
+        if may_look(skip.device) and not bool(skip):
+            if skipping is not None:
+                skipping.clear(optimizer)
+            return
+        if skipping is None:
+            skipping = self._skipping[optimizer] = Skipping(optimizer)
+        skipping.mark(optimizer, skip)
 
     def _guard(self, parts: Sequence[Gradients], optimizer: Optimizer | None) -> Tensor | None:
         """Apply the policy for non-finite gradients; whether the step is to be left out, 0-dim Bool."""
@@ -254,15 +308,15 @@ class Clipper:
         total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
         finite = torch.isfinite(total)
         on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
-        fused = optimizer is not None and _is_fused(optimizer)
+        skippable = can_skip(optimizer)
         if not (on_host and bool(finite)):
             for each in parts:
                 here = finite.to(each.plan.device)
                 if self.nonfinite == "zero":
                     each.mend(here)
                 else:
-                    each.void(here, left_out=fused and not on_host)
-        return ~finite if fused and self.nonfinite != "zero" else None
+                    each.void(here, left_out=skippable and not on_host)
+        return ~finite if skippable and self.nonfinite != "zero" else None
 
     def _members(self, done: Sequence[Stats]) -> Tensor:
         """[1 + S, K] over the pieces of all parts, one after another."""
@@ -373,12 +427,5 @@ def may_look(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _is_fused(optimizer: Optimizer) -> bool:
-    return bool(optimizer.defaults.get("fused"))
-
-
-def _finite(key: str, value: float) -> float:
-    number = positive(key, value)
-    if number == math.inf:
-        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
-    return number
+def _has_learnt(state: Mapping[str, Any]) -> bool:
+    return any(each["state"] for each in state["laws"].values())

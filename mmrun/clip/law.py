@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.carry import carried
 from mmrun.clip.layout import Layout, Per, Scopes
 from mmrun.clip.memory import Field, Memory
 from mmrun.clip.sources import Clippable, scopes_of
@@ -60,6 +61,11 @@ class Law(ABC):
         return self.threshold * self.factor
 
     @property
+    def is_off(self) -> bool:
+        """Whether nothing is clipped at this step, whatever is learnt."""
+        return self.current == math.inf
+
+    @property
     def layout(self) -> Layout:
         """What the law is bound to."""
         if self._layout is None:
@@ -89,7 +95,8 @@ class Law(ABC):
             UserError: a parameter is in two scopes.
         """
         self._layout = Layout(scopes, anatomy)
-        self._memory = Memory(self._layout.slots(self.per), self.fields())
+        layout, per = self._layout, self.per
+        self._memory = Memory(layout.slots(per), self.fields(), layout.spread_slots(per))
 
     def schedule(self, factor: float) -> None:
         """Multiply the threshold by this at the next step."""
@@ -104,16 +111,20 @@ class Law(ABC):
     def __call__(self, parameters: Clippable) -> Stats:
         """Clip the gradients of a module, an optimizer, some parameters, or of {scope: any of these}.
 
-        What it is called with must stay the same from step to step; a law that is given other parameters
-        keeps the state of those whose names it knows.
+        What it is called with may change from step to step: each parameter keeps what was learnt from it. Two
+        optimizers want two laws, unless these have nothing to learn.
+
+        Raises:
+            UserError: it has learnt from other parameters, and none of them is among these.
         """
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            state = self.state_dict()
+            old, state = self._layout, self.state_dict()
             self.bind(scopes, anatomy)
-            self.load_state_dict(state)
+            if state:
+                self.load_state_dict(carried(state, old, self.layout))
         return self.apply()
 
     @abstractmethod
@@ -158,6 +169,32 @@ def positive(key: str, value: float, *, hint: str = "") -> float:
     return number
 
 
+def finite(key: str, value: float) -> float:
+    """``value`` as a finite float > 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    number = positive(key, value)
+    if number == math.inf:
+        raise UserError(f"clip.{key} must be finite", given=value, remedy="Give a number.")
+    return number
+
+
+def nonnegative(key: str, value: float) -> float:
+    """``value`` as a finite float >= 0.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    good = not isinstance(value, bool) and isinstance(value, int | float)
+    if not good or not 0 <= value < math.inf:
+        raise UserError(
+            f"clip.{key} must be 0 or more, and finite", given=value, remedy="Give 0 or 1e-6."
+        )
+    return float(value)
+
+
 def within(key: str, value: float, low: float, high: float, *, ends: bool = False) -> float:
     """``value`` as a float between two numbers, which it may be with ``ends``.
 
@@ -172,6 +209,15 @@ def within(key: str, value: float, low: float, high: float, *, ends: bool = Fals
             remedy=f"Give a number from {low:g} to {high:g}{'' if ends else ', ends excluded'}.",
         )
     return float(value)
+
+
+def decay(key: str, value: float) -> float:
+    """``value`` as a weight of the past in a running mean: from 0, which forgets at once, to below 1.
+
+    Raises:
+        UserError: it is not; names ``clip.<key>``.
+    """
+    return 0.0 if value == 0 and not isinstance(value, bool) else within(key, value, 0.0, 1.0)
 
 
 def count(key: str, value: int, *, least: int = 0) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, _foreach_norm, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
-from mmrun.clip.shards import Shards, is_spread, local
+from mmrun.clip.shards import Rows, Shards, check_placed, is_spread, local
 from mmrun.errors import UserError
 
 Scopes = Mapping[str, Mapping[str, nn.Parameter]]
@@ -87,12 +87,32 @@ class Layout:
             return [(name, 1) for name in self.names]
         return list(zip(self.names, self.rows, strict=True))
 
+    def spread_slots(self, per: Per) -> dict[str, Rows]:
+        """Those of ``slots`` of which other processes may have other units."""
+        if per != "unit":
+            return {}
+        axes = map(self.axis, self.parameters)
+        every = zip(self.names, self.parameters, axes, strict=True)
+        return {name: Rows(p, axis) for name, p, axis in every if axis is not None and is_spread(p)}
+
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """Units that each parameter has [N]; of a sharded one, those that lie here."""
-        axes = map(self.axis, self.parameters)
-        pairs = zip(self.parameters, axes, strict=True)
-        return tuple(1 if axis is None else local(p).shape[axis] for p, axis in pairs)
+        """Units that each parameter has [N]; of a sharded one, those that lie here, whole or in part."""
+        return tuple(self._rows_of(p, local(p)) for p in self.parameters)
+
+    @cached_property
+    def all_rows(self) -> tuple[int, ...]:
+        """Units that each parameter has [N], over all processes."""
+        return tuple(self._rows_of(p, p) for p in self.parameters)
+
+    def _rows_of(self, parameter: nn.Parameter, tensor: Tensor) -> int:
+        axis = self.axis(parameter)
+        return 1 if axis is None else tensor.shape[axis]
+
+    @cached_property
+    def is_spread(self) -> bool:
+        """Whether a parameter is spread over processes."""
+        return any(map(is_spread, self.parameters))
 
     def trainable(self, per: Per) -> list[bool]:
         """Whether each unit [U] can ever have a gradient."""
@@ -124,11 +144,14 @@ class Layout:
         tensors = [g for g in grads if g is not None]
         every = len(tensors) == len(grads)  # nearly always; hashing 130 booleans takes its time
         here = None if every else tuple([g is not None for g in grads])
+        # An embedding's gradient may be sparse at one step and dense at the next.
+        sparse = [g.layout != torch.strided for g in tensors]
         # Gradients have their parameter's dtype and device, and a model moves as a whole.
         home = (tensors[0].dtype, tensors[0].device) if tensors else None
-        plan = self._plans.get((here, home))
+        key = (here, home, tuple(sparse) if any(sparse) else None)
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[here, home] = Plan(self, here or (True,) * len(grads), tensors)
+            plan = self._plans[key] = Plan(self, [g is not None for g in grads], tensors)
         return plan, tensors
 
 
@@ -151,7 +174,7 @@ class Block(NamedTuple):
 class Plan:
     """What is known of a step from the set of parameters that have a gradient. Built once for each set."""
 
-    def __init__(self, layout: Layout, here: tuple[bool, ...], tensors: list[Tensor]) -> None:
+    def __init__(self, layout: Layout, here: Sequence[bool], tensors: list[Tensor]) -> None:
         self.layout = layout
         self.present = [i for i, yes in enumerate(here) if yes]
         n = len(here)
@@ -166,9 +189,12 @@ class Plan:
         self.scattered = len({d for d, _ in self.kinds}) > 1
         # The few numbers per tensor are combined in float64: squares neither overflow nor vanish.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
-        names = [layout.names[i] for i in self.present]
-        spread = any(map(is_spread, tensors))
-        self.shards = Shards(tensors, names, self.device) if spread else None
+        self.shards = None
+        if layout.is_spread:
+            for i, g in zip(self.present, tensors, strict=True):
+                check_placed(g, layout.parameters[i], layout.names[i])
+            axes = [layout.axis(p) for p in layout.parameters]
+            self.shards = Shards(layout.parameters, axes, layout.rows, self.device)
         self.sparse = any(g.layout != torch.strided for g in tensors)
         self.index = (
             None
@@ -205,13 +231,10 @@ class Plan:
         self._constants: dict[int, tuple[Sequence[float], Tensor]] = {}
         self.no_payer = self.filled(1.0, len(self.scopes))
         # Where elements are changed one by one: what is measured as one. Shards are summed tensor by tensor.
-        self.pieces = (
-            self.groups if self.shards is None else tuple([k] for k in range(len(tensors)))
-        )
-        self.pieces_member = self.scope_member
+        self.pieces, self.pieces_member = self.groups, self.scope_member
         if self.shards is not None:
-            index = slice(None) if self.index is None else self.index
-            self.pieces_member = self.member[:, index]
+            self.pieces = tuple([] if k is None else [k] for k in self.position)
+            self.pieces_member = self.member
 
     @cached_property
     def position(self) -> list[int | None]:
@@ -236,20 +259,23 @@ class Plan:
         each = torch.tensor(sizes, device=self.device, dtype=self.wide)
         return each.index_select(0, self.row_tensor)
 
-    def whole_axis(self, k: int, needs: str = "clip.per=unit") -> int | None:
-        """``Layout.axis`` of one of this step's tensors, for what ``needs`` its units whole.
+    def axis(self, k: int) -> int | None:
+        """``Layout.axis`` of one of this step's tensors."""
+        return self.layout.axis(self.layout.parameters[self.present[k]])
+
+    def whole_axis(self, k: int, needs: str) -> int | None:
+        """``axis``, for what ``needs`` a tensor's units whole.
 
         Raises:
             UserError: its units are spread over processes.
         """
-        i = self.present[k]
-        parameter = self.layout.parameters[i]
-        axis = self.layout.axis(parameter)
+        axis = self.axis(k)
+        parameter = self.layout.parameters[self.present[k]]
         for each in getattr(parameter, "placements", ()) if self.shards is not None else ():
             if each.is_shard() and each.dim != axis:
                 raise UserError(
                     f"{needs} needs output rows that lie in one process",
-                    given=f"{self.layout.names[i]}, {each}",
+                    given=f"{self.layout.names[self.present[k]]}, {each}",
                     remedy="Shard along the output dimension, or clip by whole tensors.",
                 )
         return axis
@@ -258,9 +284,8 @@ class Plan:
         """The p-norm of each of some tensors, [len(tensors)]; one pass over their elements."""
         if not tensors:
             return self.gather([])
-        if (
-            p == float("inf") and self.shards is not None
-        ):  # a shard may be empty, and has no largest
+        if p == float("inf") and not all(t.numel() for t in tensors):
+            # The largest of no elements: torch refuses it. A shard may have none, and a sparse gradient.
             tensors = [t if t.numel() else t.new_zeros(1) for t in tensors]
         return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
 
@@ -269,16 +294,16 @@ class Plan:
         if not numbers:
             return torch.zeros(0, device=self.device, dtype=self.wide)
         if self.scattered:
-            numbers = [n.to(self.device, non_blocking=True) for n in numbers]
+            numbers = [moved(n, self.device) for n in numbers]
         return torch.stack(numbers).to(self.wide)
 
     def constants(self, values: Sequence[float]) -> Tensor:
         """These numbers on the device; transferred once for each list, which the caller keeps and does not change."""
-        key = id(values)
-        if key not in self._constants:
+        kept, made = self._constants.get(id(values), (None, self.empty))
+        if kept is not values:  # in a copy of this plan, ids are those of other lists
             made = torch.tensor(values, device=self.device, dtype=self.wide)
-            self._constants[key] = (values, made)  # the list lives on, so that its id stays its own
-        return self._constants[key][1]
+            self._constants[id(values)] = (values, made)  # the list lives on: so does its id
+        return made
 
     def filled(self, value: float, size: int) -> Tensor:
         """[size] of one number, made on the device: no transfer."""
@@ -312,12 +337,23 @@ class Plan:
     def of_rows(self, rows: Tensor, p: float) -> Tensor:
         """p-norms of rows [R] -> p-norms of parameters [N]."""
         if p == float("inf"):
-            return torch.zeros_like(self.sizes).index_reduce_(0, self.row_tensor, rows, "amax")
-        return self.sum_rows(rows**p) ** (1.0 / p)
+            here = torch.zeros_like(self.sizes).scatter_reduce_(0, self.row_tensor, rows, "amax")
+        else:
+            here = self._sum_here(rows**p) ** (1.0 / p)
+        return here if self.shards is None else self.shards.over_units(here, p)
 
     def sum_rows(self, rows: Tensor) -> Tensor:
         """Numbers of rows [R], summed by parameter [N]."""
+        here = self._sum_here(rows)
+        return here if self.shards is None else self.shards.over_units(here, 1.0)
+
+    def _sum_here(self, rows: Tensor) -> Tensor:
         return torch.zeros_like(self.sizes).index_add_(0, self.row_tensor, rows.to(self.wide))
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device, without waiting; but to the CPU, where it would be read before it has arrived."""
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")
 
 
 def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> list[Block]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmrun.clip.shards import Rows
 from mmrun.errors import UserError
 
 
@@ -24,10 +25,17 @@ class Memory:
     Args:
         slots: (name, number of units), as ``Layout.slots`` has them.
         fields: {name: Field}.
+        spread: the slots of which other processes have other units.
     """
 
-    def __init__(self, slots: Sequence[tuple[str, int]], fields: Mapping[str, Field]) -> None:
+    def __init__(
+        self,
+        slots: Sequence[tuple[str, int]],
+        fields: Mapping[str, Field],
+        spread: Mapping[str, Rows] | None = None,
+    ) -> None:
         self.slots = list(slots)
+        self.spread = dict(spread or {})
         self.fields = dict(fields)
         self._tensors: dict[str, Tensor] = {}
 
@@ -42,18 +50,24 @@ class Memory:
         return self._tensors
 
     def keep(self, ok: Tensor, new: Mapping[str, Tensor]) -> None:
-        """Take up new values where ``ok`` (Bool [U]); all others stay, bit for bit."""
+        """Take up new values where ``ok`` (Bool [U]); all others stay, bit for bit.
+
+        As new tensors: what a law took from the old ones, its thresholds perhaps, stays what it was.
+        """
         for name, value in new.items():
             old = self._tensors[name]
             where = ok.reshape([-1] + [1] * (old.ndim - 1))
-            old.copy_(torch.where(where, value, old))
+            self._tensors[name] = torch.where(where, value, old)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """{field: {unit's name: its values}}, copied; {} while nothing was learnt."""
+        """{field: {unit's name: its values}}, copied; {} while nothing was learnt.
+
+        The same in every process, with the units of all of them; each must call it.
+        """
         counts = [count for _, count in self.slots]
         return {
             field: {
-                name: part.clone()
+                name: self.spread[name].whole(part) if name in self.spread else part.clone()
                 for (name, _), part in zip(self.slots, tensor.split(counts), strict=True)
             }
             for field, tensor in self._tensors.items()
@@ -77,7 +91,8 @@ class Memory:
             start = self.fields[field]
             parts: list[Tensor] = []
             for name, count in self.slots:
-                shape = (count, *start.shape)
+                spread = self.spread.get(name)
+                shape = (spread.count if spread else count, *start.shape)
                 value = known.get(name)
                 if value is None:
                     value = torch.full(shape, start.fill, dtype=torch.float64)
@@ -87,6 +102,6 @@ class Memory:
                         given=f"{name or 'everything'}: {tuple(value.shape)}",
                         remedy=f"It is {shape} here.",
                     )
-                parts.append(value.cpu())
+                parts.append(spread.here(value).cpu() if spread else value.cpu())
             if parts:
                 self._tensors[field] = torch.cat(parts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from torch import Tensor
 
 from mmrun.clip.bounded import Bounded, Budget, Split
+from mmrun.clip.law import nonnegative
 from mmrun.clip.layout import Per
-from mmrun.errors import UserError
 
 
 class Norm(Bounded):
@@ -40,11 +39,7 @@ class Norm(Bounded):
         eps: float = 0.0,
     ) -> None:
         super().__init__(threshold, per=per, p=p, budget=budget, split=split)
-        if not 0 <= float(eps) < math.inf:
-            raise UserError(
-                "clip.eps must be 0 or more, and finite", given=eps, remedy="Give 0 or 1e-6."
-            )
-        self.eps = float(eps)
+        self.eps = nonnegative("eps", eps)
 
     def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:
         """min(1, c / (n + eps)), exactly 1 where that is not below 1 or the norm is not finite."""

@@ -54,6 +54,15 @@ class Scaling(Law):
         finite = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
         return torch.nan_to_num(limits / finite, nan=1.0, posinf=1.0).clamp_(max=1.0)
 
+    def teaches(self, norms: Tensor, gradients: Gradients) -> Tensor:
+        """Which units [U] a law that remembers norms learns from: not 0, at a step that is finite throughout.
+
+        A step that is finite in part is made 0 as a whole by the engine's default policy; without an engine as well
+        it is as if it had not been.
+        """
+        ok = torch.isfinite(norms) & (norms > 0)
+        return ok if self.per == "global" else ok & torch.isfinite(gradients.raw.sum())
+
     def clip(self, gradients: Gradients) -> InForce:
         """One norm pass (two unless p is 2), one multiplication."""
         plan, per = gradients.plan, self.per
@@ -72,6 +81,6 @@ class Scaling(Law):
         gradients.multiply(factors[:1], per)
         if not isinstance(limits, Tensor):
             limits = plan.filled(limits, 1)
-        return InForce(
-            limits.expand(len(joint)), torch.nan_to_num(factors[0] / factors[1:], nan=1.0)
-        )
+        # 0 / 0: it alone would have become 0 as well. A scope without a gradient pays nothing.
+        payer = torch.nan_to_num(factors[0] / factors[1:], nan=1.0)
+        return InForce(limits.expand(len(joint)), torch.where(joint[1:] > 0, payer, 1.0))

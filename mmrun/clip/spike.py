@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.elements import Elementwise, largest, learns
-from mmrun.clip.law import count, within
+from mmrun.clip.law import count, decay
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.step import Gradients, InForce
@@ -24,7 +24,7 @@ class Spike(Elementwise):
 
     Args:
         threshold: theta, the multiple of an element's mean square that passes; infinity is "off".
-        beta: weight of the past in v, between 0 and 1.
+        beta: weight of the past in v, from 0 to below 1.
         warmup_steps: gradients of a parameter that are learnt from before it is clipped.
 
     Raises:
@@ -37,7 +37,7 @@ class Spike(Elementwise):
 
     def __init__(self, threshold: float, *, beta: float = 0.999, warmup_steps: int = 20) -> None:
         super().__init__(threshold)
-        self.beta = within("beta", beta, 0.0, 1.0)
+        self.beta = decay("beta", beta)
         self.warmup_steps = count("warmup_steps", warmup_steps)
 
     def fields(self) -> dict[str, Field]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
 from mmrun.clip.buckets import change, compare
-from mmrun.clip.layout import EACH, Per, Plan
+from mmrun.clip.layout import EACH, Per, Plan, moved
 from mmrun.clip.shards import local
 from mmrun.clip.stats import Stats
 
@@ -70,7 +70,7 @@ class Gradients:
         if self._factors is None:
             return self._measured(p)
         if self._per == "unit":
-            return self._whole(self._measured_rows(p) * self._factors, p)
+            return self.plan.of_rows(self._measured_rows(p) * self._factors, p)
         return self._measured(p) * self.plan.expand(self._factors, self._per)
 
     def unit_norms(self, per: Per, p: float = 2.0) -> Tensor:
@@ -135,21 +135,9 @@ class Gradients:
     def _placed(self, norms: Tensor, p: float) -> Tensor:
         """Norms of this step's tensors, or of their parts in this process [n] -> of all parameters [N]."""
         plan = self.plan
-        if plan.shards is not None:
-            norms = plan.shards.norms(norms, p)
-        if plan.index is None:
-            return norms
-        return torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
-
-    def _whole(self, rows: Tensor, p: float) -> Tensor:
-        """p-norms of rows [R] -> of parameters [N]."""
-        norms = self.plan.of_rows(rows, p)
-        return norms if self.plan.shards is None else self._spread(norms, p)
-
-    def _spread(self, parts: Tensor, p: float) -> Tensor:
-        shards, index = self.plan.shards, self.plan.index
-        assert shards is not None
-        return self._placed(parts if index is None else parts.index_select(0, index), p)
+        if plan.index is not None:
+            norms = torch.zeros_like(plan.sizes).index_copy_(0, plan.index, norms)
+        return norms if plan.shards is None else plan.shards.of_tensors(norms, p)
 
     def _rows(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         """p-norms of the rows of this step's tensors, among those of all parameters [R]."""
@@ -160,17 +148,20 @@ class Gradients:
             if k is None:
                 found.append(plan.filled(0.0, n_rows))
                 continue
-            g, axis, table = tensors[k], plan.whole_axis(k), self._table_row(k)
-            if axis is None:
+            g, axis, table = tensors[k], plan.axis(k), self._table_row(k)
+            if not g.numel():  # a shard, or a sparse gradient, that has nothing
+                norms = plan.filled(0.0, n_rows if table is None else len(table))
+            elif axis is None:
                 norms = torch.linalg.vector_norm(g, p, dtype=plan.cast).reshape(1)
             else:
                 over = [d for d in range(g.ndim) if d != axis]
                 norms = torch.linalg.vector_norm(g, p, dim=over, dtype=plan.cast)
-            norms = norms.to(plan.device, plan.wide, non_blocking=True)
+            norms = moved(norms, plan.device, plan.wide)
             if table is not None and len(norms) != n_rows:
                 norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
-        return torch.cat(found) if found else plan.filled(0.0, 0)
+        rows = torch.cat(found) if found else plan.filled(0.0, 0)
+        return rows if plan.shards is None else plan.shards.of_units(rows, p)
 
     @property
     def sparse(self) -> list[bool]:
@@ -236,8 +227,9 @@ class Gradients:
     def void(self, finite: Tensor, *, left_out: bool = False) -> None:
         """Make everything zero unless ``finite`` (0-dim Bool); with ``left_out`` nobody will read it where it is not."""
         self._finite = finite
+        spoilt = ~finite
         for g in () if left_out else self.tensors:
-            g.masked_fill_(~finite.to(g.device, non_blocking=True), 0.0)
+            g.masked_fill_(moved(spoilt, g.device), 0.0)
         self._norms = {2.0: torch.where(finite, self.raw, 0.0)}
 
     def mend(self, finite: Tensor) -> None:
@@ -268,17 +260,17 @@ class Gradients:
             every = len(positions) == len(self.tensors)
             tensors = self.tensors if every else [self.tensors[i] for i in positions]
             if unit == EACH:
-                each = factors.to(device, dtype, non_blocking=True).unbind()
+                each = moved(factors, device, dtype).unbind()
                 _foreach_mul_(tensors, [each[i] for i in positions])
             else:
-                _foreach_mul_(tensors, factors[unit].to(device, dtype, non_blocking=True))
+                _foreach_mul_(tensors, moved(factors[unit], device, dtype))
 
     def _multiply_rows(self, factors: Tensor) -> None:
         plan = self.plan
         of_each = factors.split(list(plan.layout.rows))
         for k, i in enumerate(plan.present):
-            g, axis, table = self.tensors[k], plan.whole_axis(k), self._table_row(k)
-            each = of_each[i].to(g.device, non_blocking=True)
+            g, axis, table = self.tensors[k], plan.axis(k), self._table_row(k)
+            each = moved(of_each[i], g.device)
             if table is not None:
                 each = each.index_select(0, table)
             shape = [-1 if d == axis else 1 for d in range(g.ndim)] if axis is not None else []
@@ -301,9 +293,9 @@ class Gradients:
         elif self._per == "unit":
             rows, factors = self._measured_rows(2.0), self._factors
             squares = rows * rows
-            clipped = self._whole(rows * factors, 2.0)
-            inner = self._total(plan.sum_rows(squares * factors))
-            changed = self._total(plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1)))
+            clipped = plan.of_rows(rows * factors, 2.0)
+            inner = plan.sum_rows(squares * factors)
+            changed = plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1))
         else:
             factors = plan.expand(self._factors, self._per)
             clipped = self.norms()
@@ -324,10 +316,6 @@ class Gradients:
             dtype=plan.dtype,
         )
 
-    def _total(self, parts: Tensor) -> Tensor:
-        """Sums [N] over what this process holds -> over all of it."""
-        return parts if self.plan.shards is None else self._spread(parts, 1.0)
-
     def _of_pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(raw, clipped, inner, changed) of each piece [K], where elements were changed one by one."""
         plan, sums = self.plan, self._sums
@@ -337,14 +325,14 @@ class Gradients:
                 plan, *([g.reshape(-1) for g in t] for t in (self._before, self.tensors))
             )
         if plan.shards is not None:
-            sums = list(plan.shards.total(torch.stack(sums)))
+            sums = list(plan.shards.of_tensors(torch.stack(sums), 1.0))
         squares, inner, changed, *rest = sums
         if rest:
             raw = rest[0].sqrt()
         elif plan.shards is None:
             raw = plan.join(self.raw, "tensor", 2.0)[1:]
         else:
-            raw = self.raw if plan.index is None else self.raw.index_select(0, plan.index)
+            raw = self.raw
         return raw, squares.sqrt(), inner, changed
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmrun.callbacks.recorder import FRACTION, LR, Recorder
+from mmrun.diagnostics import Diagnostics
 from mmrun.gradients import GradientPipeline
 from tests.running import SMALL, column, fit, record_of, table, the_run
 
@@ -171,6 +172,7 @@ def test_the_summary_has_the_best_step_by_each_metric_s_own_direction(tmp_path: 
         None,
         columns=["clip/elements", "clip/elements/a", "grad/nonfinite"],
         validation=["loss", "accuracy"],
+        diagnostics=Diagnostics({}, ()),
         every=5,
         record_every=1,
     )

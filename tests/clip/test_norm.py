@@ -152,7 +152,7 @@ def test_who_made_the_others_pay():
     """Lengths 4 and 3, c 2.5: both are halved; alone the first needed .625, the second 2.5/3, a third nothing."""
     raw = [[torch.tensor([4.0])], [torch.tensor([3.0])], [torch.tensor([0.0])]]
     _, stats = clip(Norm(threshold=2.5), *raw)
-    assert stats.payer.tolist() == pytest.approx([0.5 / 0.625, 0.5 / (2.5 / 3), 0.5])
+    assert stats.payer.tolist() == pytest.approx([0.5 / 0.625, 0.5 / (2.5 / 3), 1])
     _, stats = clip(Norm(threshold=10), *raw)
     assert stats.payer.tolist() == [1, 1, 1]
 
