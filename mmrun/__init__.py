@@ -4,8 +4,9 @@ Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run
 imports point down, or stay inside a package:
 
     cli | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks, torchrun
-    | evaluate, closing, resuming | build | trainer, module, callbacks, isolation | model, gradients, loader
-    | encoders, fusion, objectives, clip, balance, missing, datasets | batch, tracking, schedules, checkpoint, signature, sources
+    | evaluate, closing, resuming, calibration | build | trainer, module, callbacks, isolation
+    | model, gradients, loader | watching | bounds
+    | encoders, fusion, objectives, clip, balance, missing, diagnostics, datasets | batch, tracking, schedules, checkpoint, signature, sources
     | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile
 
 ``mmrun.load(RUN)`` gives a trained model; ``mmrun.clip`` works in any PyTorch loop.

@@ -46,6 +46,20 @@ class Batch:
             self.index.to(device, non_blocking=non_blocking),
         )
 
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Some of its samples: a slice, or int64 [b] in any order."""
+
+        def taken(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v[rows] for k, v in tensors.items()}
+
+        return Batch(
+            taken(self.inputs),
+            taken(self.present),
+            taken(self.mask),
+            self.target[rows],
+            self.index[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from mmrun.clip.anatomy import anatomy
 from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.datasets import Dataset, SplitName
+from mmrun.diagnostics import Diagnostics
 from mmrun.encoders import Encoder
 from mmrun.errors import UserError, nearest
 from mmrun.fusion import Fusion
@@ -54,6 +55,7 @@ class Built:
 
     module: MultimodalModule
     dataset: Dataset
+    diagnostics: Diagnostics
     options: TrainerOptions
     batch_size: int
     data_seed: int
@@ -127,7 +129,8 @@ def build(config: Mapping[str, Any], trust: Collection[str] = ()) -> Built:
             "gradient_clip_algorithm": clipper.algorithm,
         },
     )
-    built = Built(module, data, training, size, data_seed)
+    measured = diagnostics(config.get("diagnostics"), scopes, tuple(data.spec.modalities))
+    built = Built(module, data, measured, training, size, data_seed)
     _try_forward(built)
     if training.precision == "64-true":
         module.double()  # before anything is loaded: a float32 module would round it
@@ -318,12 +321,30 @@ def clip(node: Mapping[str, Any], total_steps: int) -> Clipper:
 
 
 def law(node: Mapping[str, Any], where: str) -> Law:
-    """A clip law, and the laws that it is made of."""
-    made = make({key: value for key, value in node.items() if key != "laws"}, where, Law)
-    members = node.get("laws")
-    if members is None:
-        return made()
-    return made([law(each, f"{where}.laws") for each in members])
+    """A clip law, and the laws that it is made of: the threshold of a chain is that of its last one."""
+    if "laws" not in node:
+        return make(node, where, Law)()
+    members = node["laws"]
+    if not isinstance(members, list) or not all(isinstance(each, Mapping) for each in members):
+        raise UserError(
+            f"{where}.laws is a list of laws", given=members, remedy="Write e.g. [centralize,norm]."
+        )
+    made = make({k: v for k, v in node.items() if k not in ("laws", "threshold")}, where, Law)
+    laws = [dict(each) for each in members]
+    if laws and "threshold" in node:
+        laws[-1]["threshold"] = node["threshold"]
+    return made(*(law(each, f"{where}.laws[{k}]") for k, each in enumerate(laws)))
+
+
+def diagnostics(
+    node: Mapping[str, Any] | None,
+    scopes: Mapping[str, Mapping[str, nn.Parameter]],
+    modalities: Sequence[str],
+) -> Diagnostics:
+    """What is measured beside the training. None: the run is older than the group, and measured nothing."""
+    if node is None:
+        return Diagnostics(scopes, modalities)
+    return make(node, "diagnostics", Diagnostics)(scopes, modalities)
 
 
 def multimodal(
@@ -335,14 +356,6 @@ def multimodal(
     seed: int,
 ) -> MultimodalModel:
     """Encoders, fill and fusion in one model, with the clips of features."""
-    for name in ("feature_clip", "gradient_clip"):
-        value = node.get(name)
-        if isinstance(value, int | float) and not value > 0:
-            raise UserError(
-                f"model.{name} is a bound",
-                given=value,
-                remedy="Give a number above 0; .inf is off.",
-            )
     check(MultimodalModel, node, "model")
     return MultimodalModel(parts, fill, fused if goal.needs_fusion else None, seed=seed, **node)
 

@@ -34,6 +34,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun resume RUN|SWEEP [trainer.max_epochs=N]    continue an interrupted run or sweep
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
+  mmrun suggest RUN                                thresholds worth trying, from its raw gradient norms
   mmrun show RUN                                   config, verdict, metrics, the command that reproduces it
   mmrun compare [PATH ...] [--by KEY,KEY]          settings side by side: mean and sd over seeds, best first
   mmrun wandb sync [PATH ...]                      upload the runs that W&B does not have yet
@@ -71,6 +72,7 @@ DRY_RUN = "--dry-run"
 MOST_ROWS = 50  # settings that the end of a sweep shows
 _Otherwise = TypeVar("_Otherwise", int, None)
 RUN_HELP = "a path, a name or unique id prefix below outputs/, or last"
+FORMAT_HELP = "table, md, csv, json or latex"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -301,6 +303,21 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _suggest(words: list[str]) -> int:
+    parser = _Parser(
+        "suggest", "Thresholds worth trying, from the raw gradient norms that a run recorded."
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", default="last", help=RUN_HELP)
+    parser.add_argument("--format", default="table", metavar="FORMAT", help=FORMAT_HELP)
+    given = parser.parse_args(words)
+    from mmrun import runs
+    from mmrun.compare import suggest
+
+    found = suggest.suggest(runs.find(given.run, _outputs()))
+    print(suggest.text(found, format=given.format, width=_width(None), color=_colored()))
+    return 0
+
+
 def _show(words: list[str]) -> int:
     parser = _Parser("show", "What a run was, how it went, and how to do it again.")
     parser.add_argument("run", metavar="RUN", nargs="?", default="last", help=RUN_HELP)
@@ -308,8 +325,7 @@ def _show(words: list[str]) -> int:
     from mmrun import runs
     from mmrun.compare.show import show
 
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(show(runs.find(given.run, _outputs()), width=_width(100), color=color))
+    print(show(runs.find(given.run, _outputs()), width=_width(100), color=_colored()))
     return 0
 
 
@@ -347,9 +363,7 @@ def _compare(words: list[str]) -> int:
         metavar="KEY=VALUE",
         help="only these runs: clip=none,0.5 or status=finished or 'optimizer.lr>0.1'; may be repeated",
     )
-    parser.add_argument(
-        "--format", default="table", metavar="FORMAT", help="table, md, csv, json or latex"
-    )
+    parser.add_argument("--format", default="table", metavar="FORMAT", help=FORMAT_HELP)
     parser.add_argument(
         "--figure",
         type=Path,
@@ -368,8 +382,7 @@ def _compare(words: list[str]) -> int:
             conditions=given.where,
             select=given.select,
         )
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        text = table.text(comparison, format=given.format, width=_width(None), color=color)
+        text = table.text(comparison, format=given.format, width=_width(None), color=_colored())
         if given.figure is not None:
             from mmrun.compare import draw, figures
 
@@ -416,7 +429,7 @@ def _list(words: list[str]) -> int:
         "--config-dir", action="append", default=[], metavar="DIR", help="list your own options too"
     )
     given = parser.parse_args(words)
-    from mmrun.options import ENCODER, checked_dirs, describe, groups, options
+    from mmrun.options import ENCODER, checked_dirs, common, describe, groups, options
 
     dirs = checked_dirs(given.config_dir)
     known = groups(dirs)
@@ -424,7 +437,8 @@ def _list(words: list[str]) -> int:
     if given.group is not None and wanted not in known:
         raise UserError("there is no such group", given=given.group, remedy=nearest(wanted, known))
     if option in options(wanted, dirs):
-        print(options(wanted, dirs)[option].read_text(encoding="utf-8"), end="")
+        files = (options(wanted, dirs)[option], common(wanted))
+        print("\n".join(each.read_text(encoding="utf-8") for each in files if each), end="")
         return 0
     if option and wanted != ENCODER:  # encoder/text is a group as well
         remedy = nearest(option, options(wanted, dirs))
@@ -446,6 +460,10 @@ def _entry(name: str, text: str) -> str:
 def _width(otherwise: _Otherwise) -> int | _Otherwise:
     """Columns of the terminal; ``otherwise`` where there is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else otherwise
+
+
+def _colored() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _doctor(words: list[str]) -> int:
@@ -513,6 +531,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "eval": _eval,
     "predict": _predict,
+    "suggest": _suggest,
     "show": _show,
     "compare": _compare,
     "wandb": _wandb,

@@ -50,7 +50,9 @@ def judge(module: MultimodalModule, losses: Array, diverged_at: int | None) -> S
         value = validation.metrics[goal.primary]
         higher = goal.higher_is_better[goal.primary]
         at_chance = value <= chance + margin if higher else value >= chance - margin
-    return stability(losses, np.arange(1, len(losses) + 1), at_chance=at_chance)
+    finite = np.isfinite(losses)  # steps that were left out
+    steps = np.arange(1, len(losses) + 1)
+    return stability(losses[finite], steps[finite], at_chance=at_chance)
 
 
 def _write_predictions(built: Built, best: Scores, last: Scores, path: Path) -> None:

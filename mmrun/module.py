@@ -20,6 +20,7 @@ from mmrun.batch import Batch, Output
 from mmrun.gradients import GradientPipeline, Telemetry, rows
 from mmrun.model import MultimodalModel
 from mmrun.objectives import Objective
+from mmrun.watching import UNWATCHED, FeatureMeter, Watch
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,15 @@ class MultimodalModule(LightningModule):
         # One per optimizer step since the recorder last took them; nothing is worked out in the step.
         self.step_losses: list[Tensor] = []
         self.telemetry: list[Telemetry] = []
+        self.meter = FeatureMeter(*model.bounds)
         self.validation: Scores | None = None  # of the last one
         self._collected: list[tuple[Tensor, ...]] = []
         self._per_loss: dict[str, dict[str, Tensor]] = {}
+        self._scaler: torch.amp.GradScaler | None = None  # of this fit, with 16-mixed
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch, watch: Watch = UNWATCHED) -> Output:
         """The model's output for a batch."""
-        tokens, fused = self.model(batch)
+        tokens, fused = self.model(batch, watch)
         return Output(tokens, fused, self.objective(tokens, fused, batch))
 
     def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
@@ -106,7 +109,12 @@ class MultimodalModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One micro-batch: its loss; under per-loss balancing the whole step."""
-        losses = self.losses(batch, self(batch))
+        if (
+            self._scaler is not None
+        ):  # 1, scaled as the loss will be: there is no waiting for the device
+            one = torch.ones((), device=self.device)
+            self.model.gradient_scale = self._scaler.scale(one) * self.trainer.world_size
+        losses = self.losses(batch, self(batch, self.meter))
         total = sum_of(losses)
         self.micro_losses.append(total.detach())
         if self.objective.sums and self.trainer.world_size > 1:
@@ -137,6 +145,12 @@ class MultimodalModule(LightningModule):
             loss = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
         self.step_losses.append(loss)
+        self.meter.end_step()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what a row holds beside the loss: of gradients, and of the features that are clipped."""
+        return (*self.pipeline.columns, *self.meter.columns)
 
     def take_rows(self) -> Tensor | None:
         """[T, 1 + C]: loss and telemetry of the T steps since the last call; None when there was none."""
@@ -145,10 +159,10 @@ class MultimodalModule(LightningModule):
         taken = rows(self.telemetry)
         losses = torch.stack(self.step_losses).to(taken.dtype)
         self.telemetry, self.step_losses = [], []
-        return torch.cat((losses.unsqueeze(1), taken), dim=1)
+        return torch.cat((losses.unsqueeze(1), taken, self.meter.take(taken)), dim=1)
 
-    def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
+    def take_gradients(self, losses: Mapping[str, Tensor]) -> None:
+        """Under per-loss balancing: the gradient of each loss, added to that of the micro-batches before."""
         named = {n: p for n, p in self.named_parameters() if p.requires_grad}
         for k, (name, loss) in enumerate(losses.items()):
             gradients = torch.autograd.grad(
@@ -161,19 +175,27 @@ class MultimodalModule(LightningModule):
             for parameter, gradient in zip(named, gradients, strict=True):
                 if gradient is not None:
                     kept[parameter] = kept[parameter] + gradient if parameter in kept else gradient
-        last = batch_idx + 1 == self.trainer.num_training_batches
-        if (batch_idx + 1) % self.accumulate and not last:
-            return
+
+    def combine_gradients(self) -> None:
+        """Under per-loss balancing: what the balance makes of them, over all ranks, goes into ``.grad``."""
         if dist.is_initialized():  # autograd.grad goes past DDP's reducer
             for kept in self._per_loss.values():
                 for gradient in kept.values():
                     dist.all_reduce(gradient.div_(dist.get_world_size()))
+        self.pipeline.combine(self._per_loss)
+        self._per_loss = {}
+
+    def _manual_step(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Per-loss gradients, summed over micro-batches, then one pipeline call and one step."""
+        self.take_gradients(losses)
+        last = batch_idx + 1 == self.trainer.num_training_batches
+        if (batch_idx + 1) % self.accumulate and not last:
+            return
         optimizer = self.optimizers()
         schedule = self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LambdaLR)
-        self.pipeline.combine(self._per_loss)
-        self._per_loss = {}
+        self.combine_gradients()
         self._apply_pipeline(optimizer.optimizer)
         optimizer.step()
         optimizer.zero_grad()
@@ -207,7 +229,7 @@ class MultimodalModule(LightningModule):
         self._collected = []
         with self.computing():
             for batch in islice(batches, limit):
-                self._collect(_cast(batch.to(self.device), self.dtype_of_weights))
+                self._collect(cast(batch.to(self.device), self.dtype_of_weights))
         self.train(was_training)
         return self._scores(gather)
 
@@ -260,6 +282,7 @@ class MultimodalModule(LightningModule):
         accumulated = {
             "losses": [loss.cpu() for loss in self.micro_losses],
             "gradients": _on(torch.device("cpu"), pending) if self.micro_losses else {},
+            "features": self.meter.pending(),
             "per_loss": {k: _on(torch.device("cpu"), kept) for k, kept in self._per_loss.items()},
         }
         checkpoint["accumulated"] = _of_all_ranks(accumulated)
@@ -271,6 +294,9 @@ class MultimodalModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Random state as it was at the checkpoint: set last, since setting up draws numbers."""
+        # A rank's loss is over its own samples, and gradients are averaged over ranks after the backward pass.
+        self.model.gradient_scale = float(self.trainer.world_size)
+        self._scaler = self.trainer.scaler if self.automatic_optimization else None
         restored = self.__dict__.pop("_restored", None)
         if restored is None:
             return
@@ -279,6 +305,7 @@ class MultimodalModule(LightningModule):
             ranks = [ranks[self.global_rank]]
         # On another number of ranks each takes their mean: what will be averaged is the same then.
         self.micro_losses = [_mean(each).to(self.device) for each in _across(ranks, "losses")]
+        self.meter.resume([rank["features"] for rank in ranks], self.device)
         named = dict(self.named_parameters())
         for name in ranks[0]["gradients"]:
             gradient = _mean([rank["gradients"][name] for rank in ranks])
@@ -321,7 +348,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
 
 
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
     """The batch with its real inputs in another type; itself for float32."""
     if dtype is torch.float32:
         return batch

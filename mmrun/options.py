@@ -8,6 +8,9 @@ from pathlib import Path
 from mmrun.errors import UserError
 
 ENCODER = "encoder"  # the one group that is chosen per modality
+COMMON = {
+    "clip": "clipping"
+}  # group: the file in conf/ with the settings that all its options have
 
 
 def conf_dir() -> Path:
@@ -74,6 +77,11 @@ def options(group: str, config_dirs: Sequence[str] = ()) -> dict[str, Path]:
         for path in sorted((folder / group).glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found
+
+
+def common(group: str) -> Path | None:
+    """The YAML file of the settings that every option of a group has beside its own; None where there are none."""
+    return conf_dir() / f"{COMMON[group]}.yaml" if group in COMMON else None
 
 
 def describe(path: Path) -> str:

@@ -110,14 +110,15 @@ def _check_limits(checkpoint: dict[str, Any], built: Built) -> None:
 
 def _check_rows(step: int, built: Built, paths: Paths) -> None:
     """The rows that were written before the checkpoint was: the run is judged by them at its end."""
-    pipeline, every = built.module.pipeline, built.options.log_every_n_steps
-    names = ["loss", *built.module.objective.higher_is_better]
-    recorded = pipeline.clipper.record_every
+    module, every = built.module, built.options.log_every_n_steps
+    names = ["loss", *module.objective.higher_is_better]
+    recorded = module.pipeline.clipper.record_every
     wanted = {
         paths.metrics: [*range(every, step, every), step],
         paths.gradients: list(range(recorded, step + 1, recorded)),
     }
-    for (path, steps), header in zip(wanted.items(), headers(pipeline.columns, names), strict=True):
+    made = headers(module.columns, names, built.diagnostics.columns)
+    for (path, steps), header in zip(wanted.items(), made, strict=True):
         columns = read_columns(path)
         if list(columns) == header and np.isin(steps, columns["step"]).all():
             continue

@@ -2,8 +2,8 @@
 
 One config source, ``mmrun://``, serves three things to Hydra's own composition:
 
-- ``clip/0.5`` and ``clip/value_0.1``: a law and its threshold in one choice (the law of a bare number is named in
-  conf/numbers.yaml);
+- ``clip/0.5``, ``clip/value_0.1`` and ``clip/norm_p90``: a law and its threshold in one choice (the law of a bare
+  threshold is named in conf/numbers.yaml); ``p90`` is the 90th percentile of the gradient norms;
 - ``encoder/<modality>/<option>``: conf/encoder/<option>.yaml under the modality's own key, so that one folder of
   encoders serves every modality name;
 - ``preferred``: the defaults that follow from the dataset, its objective and encoders. They depend on the command
@@ -26,6 +26,7 @@ from mmrun.options import ENCODER, conf_dir, options
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?\.?inf|nan"
 NUMBERED = re.compile(rf"(?:(?P<option>[a-z][a-z0-9_]*)_)?(?P<number>{NUMBER})", re.IGNORECASE)
+PERCENTILE = re.compile(r"(?:(?P<option>[a-z][a-z0-9_]*)_)?p(?P<number>\d+(?:\.\d+)?)")
 
 
 class Preferred(NamedTuple):
@@ -47,16 +48,28 @@ def number_groups() -> dict[str, str]:
     return {str(group): str(option) for group, option in loaded.items()}
 
 
-def split_number(group: str, option: str) -> tuple[str, float] | None:
-    """(option, number) of a choice such as ``0.5`` or ``value_0.1``; None for any other."""
+def split_threshold(group: str, option: str) -> tuple[str, float | str] | None:
+    """(option, threshold) of a choice such as ``0.5``, ``value_0.1`` or ``p90``; None for any other.
+
+    >>> split_threshold("clip", "value_0.1"), split_threshold("clip", "p90.0")
+    (('value', 0.1), ('norm', 'p90'))
+    """
     if group not in number_groups():
         return None
-    match = NUMBERED.fullmatch(option)
-    if match is None:
+    bare = number_groups()[group]
+    if match := NUMBERED.fullmatch(option):
+        return match["option"] or bare, float(match["number"].lower().replace(".inf", "inf"))
+    match = PERCENTILE.fullmatch(option)
+    if match is None or not 0 < float(match["number"]) <= 100:
         return None
-    return match["option"] or number_groups()[group], float(
-        match["number"].lower().replace(".inf", "inf")
-    )
+    return match["option"] or bare, f"p{float(match['number']):.15g}"
+
+
+def percentile(threshold: object) -> float | None:
+    """90.0 of ``p90``; None for anything else."""
+    match = PERCENTILE.fullmatch(threshold) if isinstance(threshold, str) else None
+    number = float(match["number"]) if match and not match["option"] else 0.0
+    return number if 0 < number <= 100 else None
 
 
 class MmrunSource(ConfigSource):
@@ -85,7 +98,7 @@ class MmrunSource(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Only ``encoder/<modality>``: the numbers belong to a group of files."""
+        """Only ``encoder/<modality>``: the thresholds belong to a group of files."""
         parts = config_path.split("/")
         return len(parts) == 2 and parts[0] == ENCODER and parts[1] != ""
 
@@ -94,7 +107,7 @@ class MmrunSource(ConfigSource):
         return self._serve(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Encoders for a modality; numbers are not listed."""
+        """Encoders for a modality; thresholds are not listed."""
         if self.is_group(config_path) and results_filter in (None, ObjectType.CONFIG):
             return sorted(options(ENCODER, preferred.get().config_dirs))
         return []
@@ -105,11 +118,11 @@ class MmrunSource(ConfigSource):
             return {"defaults": [{f"/{group}": option} for group, option in choices.items()]}
         dirs = preferred.get().config_dirs
         match config_path.removesuffix(".yaml").split("/"):
-            case [group, option] if (numbered := split_number(group, option)) is not None:
-                law, number = numbered
+            case [group, option] if (split := split_threshold(group, option)) is not None:
+                law, threshold = split
                 known = options(group, dirs)
                 if law in known and option not in known:  # a file of that name is what is meant
-                    return {"defaults": [law, "_self_"], "threshold": number}
+                    return {"defaults": [law, "_self_"], "threshold": threshold}
             case [group, _, option] if group == ENCODER:
                 if option in options(ENCODER, dirs):
                     return {"defaults": [f"/{ENCODER}/{option}@_here_"]}

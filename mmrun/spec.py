@@ -18,7 +18,10 @@ RESERVED_SCOPES = (FUSION, OBJECTIVE, MISSING, SHARED)
 MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 # Config keys that do not change what is learnt: where things go, who runs them, how they are shown.
-NOT_IN_ID = ("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile")
+NOT_IN_ID = (
+    *("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile"),
+    "diagnostics",  # they measure a training and change none of its numbers
+)
 NOT_IN_ID_TRAINER = ("accelerator", "devices", "num_nodes")
 NOT_IN_ID_TRAINER_PREFIX = "enable_"
 # Settings of which 1 is one batch and 1.0 all of them.

@@ -40,7 +40,10 @@ CLOUD = "https://api.wandb.ai"
 _CLOUD_HOSTS = ("api.forge.coreweave.com", "forge.coreweave.com", "api.wandb.ai")
 # First parts of logged names, but for val/. wandb 0.31 takes any one of the patterns that match a
 # name, and not the same one every time: so a "*" beside "val/*" would lose its minimum now and then.
-_PREFIXES = ("train", "test", "test_last", "train_eval", "grad", "clip", "lr", "balance", "missing")
+_PREFIXES = (
+    *("train", "test", "test_last", "train_eval", "grad", "update", "clip", "feature", "theory"),
+    *("lr", "balance", "missing"),
+)
 _SUMMARY = ("min", "max", "last")
 # Servers that did not answer this process: the next points of a worker do not wait for them again.
 _unreachable: set[str] = set()

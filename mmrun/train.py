@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,9 @@ from rich.console import Console
 
 from mmrun import tracking
 from mmrun.build import Built, build, planned_steps
+from mmrun.calibration import calibrate_clip, calibrate_features
 from mmrun.callbacks.checkpoints import Checkpoints
+from mmrun.callbacks.diagnosis import Diagnosis
 from mmrun.callbacks.progress import ProgressBar, ProgressLines
 from mmrun.callbacks.recorder import Recorder
 from mmrun.callbacks.stops import Stops
@@ -38,6 +40,7 @@ from mmrun.logfile import log_file
 from mmrun.module import Scores
 from mmrun.ranks import launch_ranks, rank_and_world
 from mmrun.resuming import check_resumable
+from mmrun.runs.features import feature_block
 from mmrun.runs.heartbeat import Heartbeat
 from mmrun.runs.layout import Paths
 from mmrun.runs.table import read_columns, truncate
@@ -93,6 +96,8 @@ def train(
         check(tracking.Options, config["logger"], "logger")
         if resume and directory is not None:
             check_resumable(built, Paths(directory), point.id)
+        starts_ranks = built.options.distributed and rank_and_world() is None
+        said = [] if resume or starts_ranks else _calibrate(built, config)
         logger_mode, line = tracking.mode(config["logger"]["mode"])
         run = (
             create(point, Path(config["outputs"]))
@@ -101,7 +106,7 @@ def train(
         )
         if changes and rank_and_world() is None:
             run.update(resumed=dict(changes))  # before ranks start: they read it from there
-        if built.options.distributed and rank_and_world() is None:
+        if starts_ranks:
             record = launch_ranks(
                 run.directory, built.options.devices, resume=resume, trust=trust, brief=brief
             )
@@ -115,6 +120,7 @@ def train(
                 resume=resume,
                 created=directory is None,
                 brief=brief,
+                said=said,
             )
             record = training.run_to_the_end()
         return {**record, "directory": str(run.directory)}
@@ -134,6 +140,7 @@ class _Training:
         resume: bool,
         created: bool,
         brief: bool,
+        said: Sequence[str],
     ) -> None:
         self.run = run
         self.created = created
@@ -144,10 +151,10 @@ class _Training:
         self.options = built.options
         self.resume = resume
         self.brief = brief
+        self.said = said
         self.rank, self.world = rank_and_world() or (0, 1)
         self.first = self.rank == 0
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        self.device = torch.device("cuda", local) if self.options.on_gpu else torch.device("cpu")
+        self.device = _device(built)
         self.console = _LastingConsole()
         self.wandb = WandbRun(
             logger_mode if self.first else "none",
@@ -194,7 +201,9 @@ class _Training:
             self.run.reset()
         previous = self.run.record["wandb"]
         id = self.wandb.id_after(previous, resume=self.resume)
-        self.run.start(device=_device_name(self.device), wandb=previous | {"id": id})
+        self.run.start(
+            device=_device_name(self.device), wandb=previous | {"id": id}, features=self._features()
+        )
 
     def _abandon(self, error: OSError) -> None:
         """Write down that it failed; where that fails too, nothing half-made is left."""
@@ -209,6 +218,8 @@ class _Training:
 
     def _fit_and_score(self) -> dict[str, Any]:
         self._say(f"run      {shown(self.run.directory)}")
+        for line in self.said:
+            self._say(f"calibrated {line}")
         hyperparameters = dict(self.module.hparams)
         self.wandb.start(self.run, self.config, hyperparameters, resume=self.resume)
         start = self._prepare_files()
@@ -265,9 +276,11 @@ class _Training:
                 threshold=self.module.pipeline.clipper.threshold,
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
+                of=self.module.pipeline.clipper.on,
                 stable=stable,
                 counted=recorder.counted(),
             ),
+            features=self._features(recorder.feature_counts()),
             steps=steps,
             epochs=checkpoints.epochs,
             steps_per_second=(steps - start) / max(fit_seconds, 1e-9),
@@ -300,13 +313,19 @@ class _Training:
     def _callbacks(self) -> tuple[Recorder, list[Callback]]:
         goal, options, paths = self.module.objective, self.options, self.paths
         names = ["loss", *goal.higher_is_better]
+        clipper = self.module.pipeline.clipper
         recorder = Recorder(
             paths if self.first else None,
-            columns=self.module.pipeline.columns,
+            columns=self.module.columns,
             validation=names,
+            diagnostics=self.built.diagnostics,
             every=options.log_every_n_steps,
-            record_every=self.module.pipeline.clipper.record_every,
+            record_every=clipper.record_every,
+            # A gradient that is let through has made the weights what it is.
+            patience=1 if clipper.nonfinite == "pass" else clipper.max_nonfinite,
+            strict=clipper.nonfinite == "raise",
         )
+        diagnosis = Diagnosis(self.built.diagnostics, recorder)
         recorder.modes = {f"val/{name}": _mode(goal.higher_is_better, name) for name in names}
         stops = Stops(
             recorder,
@@ -344,7 +363,7 @@ class _Training:
                 )
             else:
                 shown.append(ProgressLines(recorder, metric=goal.primary, say=self._say))
-        return recorder, [recorder, stops, checkpoints, *shown, _OwnSignals()]
+        return recorder, [recorder, diagnosis, stops, checkpoints, *shown, _OwnSignals()]
 
     def _loader(self, split: Any, *, shuffle: bool = False) -> Any:
         return self.built.loader(
@@ -364,6 +383,12 @@ class _Training:
         if 0 < self.options.max_epochs <= trainer.current_epoch:
             return "max_epochs"
         return "max_time"
+
+    def _features(self, counts: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """What feature clipping is bound to, and what it has done."""
+        feature_clip, gradient_clip = self.module.model.bounds
+        bounds = {name: each.value for name, each in gradient_clip.items()}
+        return feature_block(self.config["model"], feature_clip.value, bounds, counts)
 
     def _keep_checkpoints(self) -> None:
         keep = self.options.checkpoint
@@ -411,6 +436,29 @@ def _build(config: Mapping[str, Any], trust: Collection[str]) -> Built:
             given=f"sys.exit({error.code})",
             remedy="Let it raise an exception that says what is wrong.",
         ) from error
+
+
+def _calibrate(built: Built, config: Mapping[str, Any]) -> list[str]:
+    """Percentiles become numbers, on the initial weights; lines that say so."""
+    rank, world = rank_and_world() or (0, 1)
+    clipper = built.module.pipeline.clipper
+    lines: list[str] = []
+    for calibrate in (calibrate_features, calibrate_clip):  # features shape the gradients
+        lines += calibrate(
+            built,
+            clipper.calibration_batches,
+            seed=_mixed(config["seed"], rank),
+            device=_device(built),
+            rank=rank,
+            world=world,
+        )
+    return lines
+
+
+def _device(built: Built) -> torch.device:
+    """Where this process trains."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local) if built.options.on_gpu else torch.device("cpu")
 
 
 def _check_target(built: Built) -> None:

@@ -16,6 +16,8 @@ GROUPS = (
     *("dataset", "encoder", "fusion", "objective", "optimizer", "schedule", "clip", "balance"),
     *("missing", "model", "trainer", "logger"),
 )
+# Groups that runs made before there was one do not have.
+YOUNGER_GROUPS = ("diagnostics",)
 MOST = 2**63 - 1
 
 
@@ -53,7 +55,7 @@ def targets(config: Any) -> set[str]:
 
 def check_whole(config: Mapping[str, Any]) -> None:
     """Raise UserError unless a config has every group: that of a run directory may have been written by anybody."""
-    for group in GROUPS:
+    for group in (*GROUPS, *(group for group in YOUNGER_GROUPS if group in config)):
         if not isinstance(config.get(group), Mapping):
             raise UserError(
                 f"the config has no {group}",

@@ -23,6 +23,7 @@ import yaml
 from mmrun import cli
 from tests.running import CONF, ROOT, SMALL, fit, mmrun, record_of, run_python, the_run
 
+A_RUN = str(ROOT / "tests" / "runs" / "data" / "format1")
 FUSION = """\
 import torch
 from mmrun.fusion import Fusion
@@ -79,6 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["train", "fusion=nope"], ("torch", "numpy", "wandb")),
         (["resume", "nope"], ("torch", "wandb")),
         (["show"], ("torch", "wandb", "hydra")),
+        (["suggest", A_RUN], ("torch", "wandb", "hydra", "polars")),
         (["wandb", "sync"], ("torch", "wandb", "hydra")),
     ],
 )
@@ -91,7 +93,8 @@ def test_what_is_not_imported(words: list[str], absent: tuple[str, ...]):
 
 
 @pytest.mark.parametrize(
-    ("words", "seconds"), [(["--help"], 0.15), (["train", "--cfg", "job"], 0.4)]
+    ("words", "seconds"),
+    [(["--help"], 0.15), (["train", "--cfg", "job"], 0.4), (["suggest", A_RUN], 0.4)],
 )
 def test_cpu_time(words: list[str], seconds: float):
     """User and system time of the best of some tries: another process on the same core costs the others."""
@@ -131,7 +134,9 @@ def test_list_of_a_group_of_a_modality_and_of_an_option(capsys: pytest.CaptureFi
     encoders = said(capsys, "list", "encoder/text").splitlines()
     assert encoders[0] == "encoder/text"
     assert encoders[1:] == said(capsys, "list", "encoder").splitlines()[1:]
-    assert said(capsys, "list", "clip/norm") == (CONF / "clip" / "norm.yaml").read_text()
+    files = (CONF / "clip" / "norm.yaml", CONF / "clipping.yaml")  # its own, then what all have
+    assert said(capsys, "list", "clip/norm") == "\n".join(file.read_text() for file in files)
+    assert "clipping" not in said(capsys, "list")
     assert said(capsys, "list", "encoder/mlp") == (CONF / "encoder" / "mlp.yaml").read_text()
 
 

@@ -57,16 +57,19 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun train cl", "clip. clip="),
         ("mmrun train enc", "encoder. encoder/"),
         ("mmrun train clip=0.5 cl", "clip."),
-        ("mmrun train clip=n", "clip=none clip=norm"),
-        ("mmrun train 'clip=n", "clip=none clip=norm"),
-        ("mmrun train clip=none,n", "clip=none,norm"),
-        ("mmrun train -m fusion=sum clip=norm,n", "clip=norm,none"),
+        ("mmrun train clip=va", "clip=value"),
+        ("mmrun train 'clip=va", "clip=value"),
+        ("mmrun train clip=none,va", "clip=none,value"),
+        ("mmrun train -m fusion=sum clip=norm,va", "clip=norm,value"),
         ("mmrun train encoder/text=l", "encoder/text=lstm"),
         ("mmrun train encoder/t", "encoder/text="),
         ("mmrun train dataset=synthetic encoder/", "encoder/a= encoder/b= encoder/c="),
         ("mmrun train dataset=synthetic dataset.use=[a,c] encoder/", "encoder/a= encoder/c="),
         ("mmrun train clip=0.5 clip.thr", "clip.threshold="),
         ("mmrun train clip=none clip.thr", ""),
+        ("mmrun train clip=none clip.fl", "clip.floor="),  # of the settings that all laws have
+        ("mmrun train clip=p90 clip.sc", "clip.schedule= clip.schedule_end= clip.scopes."),
+        ("mmrun train clip.scopes.text=norm clip.scopes.text.th", "clip.scopes.text.threshold="),
         ("mmrun train -m clip=none,0.5 seeds=3 clip.thr", "clip.threshold="),
         ("mmrun train -m 'clip=choice(0.5,none)' clip.thr", "clip.threshold="),
         ("mmrun train optimizer.l", "optimizer.lr="),
@@ -99,6 +102,8 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun predict last --output ", ""),
         ("mmrun resume --", "--config-dir --help --trust"),
         ("mmrun compare --format ", "csv json latex md table"),
+        ("mmrun su", "suggest"),
+        ("mmrun suggest --format m", "md"),
         ("mmrun compare --by clip --format m", "md"),
         ("mmrun compare --select ", "val"),
         ("mmrun compare --by ", ""),
@@ -117,7 +122,7 @@ def test_what_is_offered(line: str, found: str):
 
 def test_runs_by_name_and_points_when_their_sweep_is_there(outputs: Path):
     assert offered("mmrun show ", outputs) == [RUNS[0], "last", "sweep1/"]
-    for verb in ("show", "resume", "eval", "predict --output x"):
+    for verb in ("show", "suggest --format md", "resume", "eval", "predict --output x"):
         assert offered(f"mmrun {verb} la") == ["last"]
         assert offered(f"mmrun {verb} 2026") == [RUNS[0]]
     assert offered("mmrun eval sweep1/c") == [RUNS[1]]
@@ -281,12 +286,13 @@ function=$(complete -p mmrun | sed 's/.*-F \([^ ]*\) .*/\1/')
 
 def test_bash(bin_folder: Path, outputs: Path):
     assert outputs.is_dir()
+    laws = sorted(options("clip"))
     lines = {
         "mmrun tr": "train ",
         "mmrun train cl": "clip.|clip=",
-        "mmrun train clip=": "none |norm |value ",
-        "mmrun train clip=n": "none |norm ",
-        "mmrun train -m clip=none,n": "none,norm ",
+        "mmrun train clip=": "|".join(f"{law} " for law in laws),
+        "mmrun train clip=va": "value ",
+        "mmrun train -m clip=none,va": "none,value ",
         "mmrun train clip=0.5 clip.thr": "clip.threshold=",
         "mmrun show 2026-01-02_03-04-05_cl": "2026-01-02_03-04-05_clip=0.5_0a1b2c3d ",
         "mmrun show 2026-01-02_03-04-05_clip=0": "0.5_0a1b2c3d ",
@@ -320,12 +326,12 @@ ask() {
   words=(${=1}); [[ $1 == *" " ]] && words+=(""); CURRENT=$#words; PREFIX=$words[-1]
   print -rn -- "$1|"; $_comps[mmrun]; print
 }
-ask 'mmrun tr'; ask 'mmrun train clip=n'; ask 'mmrun train clip=0.5 cl'; ask 'mmrun show '; ask 'mmrun predict --input '
+ask 'mmrun tr'; ask 'mmrun train clip=va'; ask 'mmrun train clip=0.5 cl'; ask 'mmrun show '; ask 'mmrun predict --input '
 eval "$(mmrun -sc uninstall=zsh)"; print "end $_comps[mmrun]"
 """
     assert in_shell("zsh", ["-f"], script, bin_folder).splitlines() == [
         "mmrun tr|-S  --|-- train|",
-        "mmrun train clip=n|-S  --|-- clip=none clip=norm|",
+        "mmrun train clip=va|-S  --|-- clip=value|",
         "mmrun train clip=0.5 cl|-S  -- clip.|--|",
         f"mmrun show |-S  -- sweep1/|-- {RUNS[0]} last|",
         "mmrun predict --input |files",
@@ -337,7 +343,7 @@ def test_fish(bin_folder: Path, outputs: Path):
     assert outputs.is_dir()
     script = """
 mmrun -sc install=fish | source
-for line in 'mmrun tr' 'mmrun train clip=n' 'mmrun train clip=0.5 clip.thr' 'mmrun show la' 'mmrun predict --input out' \
+for line in 'mmrun tr' 'mmrun train clip=va' 'mmrun train clip=0.5 clip.thr' 'mmrun show la' 'mmrun predict --input out' \
         'mmrun train dataset.root=out'
     echo "$line|"(string join ' ' (complete -C "$line"))
 end
@@ -350,7 +356,7 @@ functions -q __mmrun_complete; or echo end
     ]
     assert said == [
         "mmrun tr|train",
-        "mmrun train clip=n|clip=none clip=norm",
+        "mmrun train clip=va|clip=value",
         "mmrun train clip=0.5 clip.thr|clip.threshold=",
         "mmrun show la|last",
         "mmrun predict --input out|outputs/",

@@ -351,7 +351,8 @@ def test_a_user_s_file_comes_before_a_law_and_its_number(own: str, option: str):
     path.parent.mkdir()
     path.write_text("# Own\n_target_: my_clip.Mine\nthreshold: 5.0\n")
     made = point(f"clip={option}", dirs=(own,))
-    assert made.config["clip"] == {"_target_": "my_clip.Mine", "threshold": 5.0}
+    common = point().config["clip"]
+    assert made.config["clip"] == common | {"_target_": "my_clip.Mine", "threshold": 5.0}
     assert point(f"clip={option}").config["clip"]["_target_"] == "mmrun.clip.norm.Norm"
     again = point("clip=norm_2_4", dirs=(own,)) if option == "norm_2" else made
     assert again.config["clip"]["_target_"] == "my_clip.Mine"

@@ -75,6 +75,32 @@ def test_half_a_gradient_of_every_rank_is_kept():
     assert same(saved(again)["state_dict"], saved(directory)["state_dict"])
 
 
+def test_feature_clipping_is_one_process_s():
+    """Bounds from both ranks' samples; gradients in units of the whole batch's loss; shares over all of it."""
+    words = (*WORDS, "model.feature_clip=p80", "model.gradient_clip=p60", "trainer.max_epochs=3")
+    both = fit(*words, "trainer=ddp", directory=Path("ranks").absolute())
+    alone = fit(*words, directory=Path("alone"))
+    names = ["feature/clamped", "feature/largest"]
+    for what in ("clipped", "largest"):
+        names += [f"feature/gradient_{what}/{name}" for name in "abc"]
+    for name in names:
+        got, want = (column(r["directory"] / "metrics.csv", name) for r in (both, alone))
+        assert got == pytest.approx(want, rel=1e-4, abs=5e-3), (
+            name
+        )  # a sample in 240 may lie at the bound
+        assert want.any()
+    for clip in ("feature_clip", "gradient_clip"):
+        got, want = (bounds(record["features"][clip]) for record in (both, alone))
+        assert got == pytest.approx(want, rel=1e-4)
+    mine, theirs = (saved(record["directory"])["state_dict"] for record in (both, alone))
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def bounds(block: dict[str, Any]) -> list[float]:
+    return [each["bound"] for each in block.get("scopes", {"": block}).values()]
+
+
 def check_that_one_rank_wrote(directory: Path) -> None:
     """One row per step in both files, one line per epoch in the log, one of every file."""
     assert column(directory / "gradients.csv", "step").tolist() == [1, 2, 3, 4]

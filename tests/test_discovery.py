@@ -32,6 +32,7 @@ PACKAGES = {
     "clip": "clip",
     "balance": "balance",
     "missing": "missing",
+    "diagnostics": "diagnostics",
     "dataset": "datasets",
 }
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -249,6 +250,7 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
         "clip": built.module.pipeline.clipper.law,
         "balance": built.module.balance,
         "missing": built.module.model.missing,
+        "diagnostics": built.diagnostics,
         "dataset": built.dataset,
         "optimizer": built.module.make_optimizer(),
     }

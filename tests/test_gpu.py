@@ -37,10 +37,22 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
 
     strict("training_step")
     strict("configure_gradient_clipping")
-    for clip in ("none", "0.5", "value_0.1"):
-        record = fit(*SMALL, "trainer=gpu", "trainer.max_steps=6", f"clip={clip}")
+    features = ("model.feature_clip=p99", "model.gradient_clip=0.005")
+    runs = [("clip=none",), ("clip=0.5",), ("clip=value_0.1",), features]
+    runs.append((*features, "trainer.precision=16-mixed"))
+    for words in runs:
+        record = fit(*SMALL, "trainer=gpu", "trainer.max_steps=6", *words)
         assert record["status"] == "finished"
-    assert seen.count("training_step") == seen.count("configure_gradient_clipping") == 18
+    assert seen.count("training_step") == seen.count("configure_gradient_clipping") == 6 * len(runs)
+
+
+def test_a_scaled_loss_leaves_the_shares_of_gradients():
+    words = (*SMALL, "trainer=gpu", "trainer.max_epochs=2", "model.gradient_clip=0.005")
+    whole, half = (fit(*words, f"trainer.precision={p}") for p in ("32-true", "16-mixed"))
+    for name, scope in whole["features"]["gradient_clip"]["scopes"].items():
+        got = half["features"]["gradient_clip"]["scopes"][name]
+        assert got["clipped"] == pytest.approx(scope["clipped"], abs=0.1)
+        assert got["largest"] == pytest.approx(scope["largest"], rel=0.1)
 
 
 def test_gpu_learns_what_the_cpu_learns():

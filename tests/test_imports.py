@@ -336,6 +336,7 @@ def loaded(*words: str, code: int = 0) -> set[str]:
         (["list"], 0),
         (["list", "fusion"], 0),
         (["show", A_RUN], 0),
+        (["suggest", A_RUN], 0),
         (["compare", A_RUN], 0),
         (["compare", A_RUN, "--format", "json"], 0),
         (["train", "--help"], 0),
@@ -352,7 +353,7 @@ def test_no_torch_is_loaded(words: list[str], code: int):
     modules = loaded(*words, code=code)
     assert "mmrun.cli" in modules
     assert not {"torch", "pytorch_lightning", "wandb"} & modules
-    if words[0] in ("list", "nonsense", "compare"):
+    if words[0] in ("list", "nonsense", "compare", "suggest"):
         assert "hydra" not in modules
     if words[0] == "compare":  # thousands of runs in half a second
         assert not {"numpy", "yaml", "rich", "omegaconf", "matplotlib", "polars"} & modules

@@ -197,7 +197,7 @@ def test_the_trainer_itself_never_clips(monkeypatch: pytest.MonkeyPatch):
 def test_the_checkpoint_holds_the_clip_apart_from_the_weights():
     record = fit(*SMALL, "clip=0.5", "trainer=smoke", "trainer.checkpoint=both")
     checkpoint = saved(record["directory"])
-    assert set(checkpoint["clip"]) == {"steps", "law"}
+    assert set(checkpoint["clip"]) == {"steps", "laws"}
     assert not [name for name in checkpoint["state_dict"] if "clip" in name or "law" in name]
     assert all(name.startswith(("model.", "objective.")) for name in checkpoint["state_dict"])
 

@@ -58,6 +58,13 @@ CONFIGS: dict[str, list[str]] = {
     "target": ["trainer.target={accuracy: 0.3}", "trainer.max_epochs=30"],
     "few steps": ["trainer.max_steps=20"],
     "double": [RANDOM, "trainer.precision=64-true", "optimizer=momentum"],
+    "features": [
+        RANDOM,
+        "model.feature_clip=p80",
+        "model.gradient_clip=p50",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.val_check_interval=5",
+    ],
     "thinned": ["clip.record_every=4"],
     "per loss": [RANDOM, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=5"],
 }
@@ -86,7 +93,16 @@ def overrides(name: str) -> list[str]:
 
 RECORDED = (
     *("id", "config", "choices", "status", "stopped_by", "stability", "steps", "epochs"),
-    *("metrics", "test", "test_last", "train_eval", "monitor", "clip", "steps_to_target"),
+    *(
+        "metrics",
+        "test",
+        "test_last",
+        "train_eval",
+        "monitor",
+        "clip",
+        "features",
+        "steps_to_target",
+    ),
 )
 
 
@@ -187,6 +203,8 @@ CASES = [
     ("rarely saved", "after a step", 31),
     ("stopping", "before a step", 40),
     ("double", "before a step", 18),
+    ("features", "before a step", 8),
+    ("features", "before the clip", 12),
     ("thinned", "before a step", 18),
     ("per loss", "before a step", 12),
     ("per loss", "before a step", 33),

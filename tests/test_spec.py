@@ -12,7 +12,10 @@ from mmrun import compose
 from mmrun.spec import KINDS, MODALITY_NAME, RESERVED_SCOPES, Point, config_id
 
 # DESIGN: exactly these change nothing that is learnt.
-IGNORED = ("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile")
+IGNORED = (
+    *("outputs", "name", "sweep", "logger", "launcher", "sweeper", "profile"),
+    "diagnostics",
+)
 IGNORED_TRAINER = ("accelerator", "devices", "num_nodes", "enable_progress_bar")
 
 

@@ -32,9 +32,10 @@ import pkgutil
 from typing import Any
 
 from mmrun.clip.engine import Clipper
+from mmrun.clip.none import Unclipped
 from mmrun.clip.stats import Stats
 
-__all__ = ["Clipper", "Stats"]
+__all__ = ["Clipper", "Stats", "Unclipped"]
 
 
 def __getattr__(name: str) -> Any:

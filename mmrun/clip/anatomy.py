@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 
@@ -17,8 +17,8 @@ class Anatomy(NamedTuple):
         tables: embedding tables, whose rows are no weights of one unit.
     """
 
-    axes: dict[nn.Parameter, int]
-    tables: frozenset[nn.Parameter]
+    axes: dict[Tensor, int]
+    tables: frozenset[Tensor]
 
 
 NO_ANATOMY = Anatomy({}, frozenset())

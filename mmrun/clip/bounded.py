@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -13,14 +12,13 @@ from torch import Tensor
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.layout import Per, Scopes
 from mmrun.clip.memory import Field
+from mmrun.clip.percentile import bound_at, percentile_in
 from mmrun.clip.scaling import Scaling
 from mmrun.clip.step import Gradients
 from mmrun.errors import UserError, nearest
 
 Budget = Literal["total", "each"]
 Split = Literal["equal", "size", "norm"]
-PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)")
-MOST_SPREAD = 100.0  # p99 over p50, beyond which a percentile says nothing
 MEMORY = 0.99  # of the running mean of measured norms, for split=norm
 
 
@@ -147,11 +145,18 @@ class Bounded(Scaling):
         names = [name for name, n in self.layout.slots(self.per) for _ in range(n)]
         trainable = self.layout.trainable(self.per)
         for name, yes, column in zip(names, trainable, norms.double().cpu().unbind(1), strict=True):
-            seen = column[torch.isfinite(column) & (column > 0)]
-            if not yes or (not seen.numel() and self.per != "global"):
+            seen = column[torch.isfinite(column) & (column > 0)].numpy()
+            if not yes or (not seen.size and self.per != "global"):
                 found.append(math.inf)
                 continue
-            found.append(percentile_of(seen, self.percentile, name or "the whole gradient"))
+            if not seen.size:
+                raise UserError(
+                    "clip.threshold cannot be calibrated: no gradient was finite and above 0",
+                    given=f"p{self.percentile:g}",
+                    remedy="Give a number, and look at the data's scale.",
+                )
+            key = f"clip.threshold of {name}" if name else "clip.threshold"
+            found.append(bound_at(self.percentile, seen, key))
         units = self.layout.slots(self.per)
         parts = torch.tensor(found, dtype=torch.float64).split([n for _, n in units])
         state = {name: part for (name, _), part in zip(units, parts, strict=True)}
@@ -164,37 +169,15 @@ class Bounded(Scaling):
         self._calibrated = "calibrated" in state
 
 
-def percentile_of(seen: Tensor, percentile: float, what: str) -> float:
-    """A percentile of finite numbers above 0, unless they are too uneven for it to mean anything.
-
-    Raises:
-        UserError: there are none, or p99 is over 100 times p50.
-    """
-    if not seen.numel():
-        raise UserError(
-            "there is no finite norm to calibrate a threshold by",
-            given=what,
-            remedy="Give clip.threshold as a number.",
-        )
-    middle, high = torch.quantile(seen, torch.tensor([0.5, 0.99], dtype=seen.dtype)).tolist()
-    if high > MOST_SPREAD * middle:
-        raise UserError(
-            f"the norms of {what} are too uneven for a percentile: p99 is {high / middle:.3g} times p50",
-            given=f"p{percentile:g}",
-            remedy="Give clip.threshold as a number, or mend the initialisation first.",
-        )
-    return float(torch.quantile(seen, percentile / 100.0))
-
-
 def _percentile(threshold: Any) -> float | None:
     """90 of ``p90``; None for a number."""
     if not isinstance(threshold, str):
         return None
-    match = PERCENTILE.fullmatch(threshold)
-    if match is None or not 0 < float(match[1]) <= 100:
+    percentile = percentile_in(threshold)
+    if percentile is None:
         raise UserError(
             "clip.threshold is a number or a percentile",
             given=threshold,
             remedy="Write e.g. 0.5, or p90 for the 90th percentile of the norms on the initial weights.",
         )
-    return float(match[1])
+    return percentile

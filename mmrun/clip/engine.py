@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.bounded import Bounded
 from mmrun.clip.floor import Floor
 from mmrun.clip.law import Law, count, finite
 from mmrun.clip.layout import Layout, Scopes
 from mmrun.clip.none import Unclipped
-from mmrun.clip.scaling import Scaling
 from mmrun.clip.sources import Clippable, scopes_of
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients
@@ -89,6 +89,12 @@ class Clipper:
                 given=f"schedule={schedule}",
                 remedy="Give total_steps, the number of optimizer steps.",
             )
+        if on == "update" and any(getattr(each, "percentile", None) for each in self.laws.values()):
+            raise UserError(
+                "there is no update before training that a percentile could be taken of",
+                given="clip.on=update with a threshold such as p90",
+                remedy="Take it of a finished run, with clip.calibrate_from=RUN, or give a number.",
+            )
         self.nonfinite: Nonfinite = nonfinite
         self.max_nonfinite = count("max_nonfinite", max_nonfinite, least=1)
         self.calibration_batches = count("calibration_batches", calibration_batches, least=1)
@@ -155,9 +161,7 @@ class Clipper:
     def _floor(self, law: Law) -> Floor | None:
         if not self.floor:
             return None
-        if isinstance(law, Scaling):
-            return Floor(self.floor, per=law.per, p=law.p)
-        return Floor(self.floor)
+        return Floor(self.floor, per=law.per, p=law.p)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clip this optimizer's updates from now on, with ``on="update"``; nothing else needs it."""
@@ -289,6 +293,38 @@ class Clipper:
         if self.schedule == "cosine":
             return end + (1.0 - end) * (1.0 + math.cos(math.pi * share)) / 2.0
         return end**share
+
+    # Calibration
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a threshold is a percentile, of norms that must be seen before the first step."""
+        return bool(self._percentiles())
+
+    def observe(self) -> list[Tensor]:
+        """The norms of the gradients that are there now, as each threshold that is a percentile wants them."""
+        with torch.no_grad():
+            return [
+                Gradients(*law.layout.gather()).unit_norms(law.per, law.p)
+                for law in self._percentiles().values()
+            ]
+
+    def calibrate(self, seen: Sequence[Sequence[Tensor]]) -> dict[str, dict[str, float]]:
+        """Set these thresholds from what ``observe`` has seen; returns {scope of the law: {unit: threshold}}.
+
+        Raises:
+            UserError: nothing finite was seen, or norms so uneven that a percentile says nothing.
+        """
+        laws = self._percentiles()
+        by_law = zip(laws.items(), zip(*seen, strict=True), strict=True)
+        return {scope: law.calibrate(torch.stack(norms)) for (scope, law), norms in by_law}
+
+    def _percentiles(self) -> dict[str, Bounded]:
+        return {
+            scope: law
+            for scope, law in self.laws.items()
+            if isinstance(law, Bounded) and law.percentile and law.is_bound
+        }
 
     # State
 

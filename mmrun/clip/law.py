@@ -44,6 +44,7 @@ class Law(ABC):
 
     algorithm: ClassVar[str]  # the name for logs: that of the option
     per: Per = "global"  # what has a state of its own, and is measured as one
+    p: float = 2.0  # the norm that it is measured by
 
     def __init__(self, threshold: float) -> None:
         self.threshold: float = positive(

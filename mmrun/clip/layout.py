@@ -235,8 +235,8 @@ class Plan:
         each = torch.tensor(sizes, device=self.device, dtype=self.wide)
         return each.index_select(0, self.row_tensor)
 
-    def whole_axis(self, k: int) -> int | None:
-        """``Layout.axis`` of one of this step's tensors.
+    def whole_axis(self, k: int, needs: str = "clip.per=unit") -> int | None:
+        """``Layout.axis`` of one of this step's tensors, for what ``needs`` its units whole.
 
         Raises:
             UserError: its units are spread over processes.
@@ -247,9 +247,9 @@ class Plan:
         for each in getattr(parameter, "placements", ()) if self.shards is not None else ():
             if each.is_shard() and each.dim != axis:
                 raise UserError(
-                    "clip.per=unit needs units that lie in one process",
+                    f"{needs} needs output rows that lie in one process",
                     given=f"{self.layout.names[i]}, {each}",
-                    remedy="Shard along the output dimension, or use clip.per=tensor.",
+                    remedy="Shard along the output dimension, or clip by whole tensors.",
                 )
         return axis
 
@@ -257,6 +257,10 @@ class Plan:
         """The p-norm of each of some tensors, [len(tensors)]; one pass over their elements."""
         if not tensors:
             return self.gather([])
+        if (
+            p == float("inf") and self.shards is not None
+        ):  # a shard may be empty, and has no largest
+            tensors = [t if t.numel() else t.new_zeros(1) for t in tensors]
         return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
 
     def gather(self, numbers: list[Tensor]) -> Tensor:
@@ -270,7 +274,7 @@ class Plan:
     def constants(self, values: Sequence[float]) -> Tensor:
         """These numbers on the device; transferred once for each list, which the caller keeps and does not change."""
         key = id(values)
-        if key not in self._constants:
+        if key not in self._constants or self._constants[key][0] is not values:
             made = torch.tensor(values, device=self.device, dtype=self.wide)
             self._constants[key] = (values, made)  # the list lives on, so that its id stays its own
         return self._constants[key][1]
@@ -307,7 +311,7 @@ class Plan:
     def of_rows(self, rows: Tensor, p: float) -> Tensor:
         """p-norms of rows [R] -> p-norms of parameters [N]."""
         if p == float("inf"):
-            return torch.zeros_like(self.sizes).index_reduce_(0, self.row_tensor, rows, "amax")
+            return torch.zeros_like(self.sizes).scatter_reduce_(0, self.row_tensor, rows, "amax")
         return self.sum_rows(rows**p) ** (1.0 / p)
 
     def sum_rows(self, rows: Tensor) -> Tensor:

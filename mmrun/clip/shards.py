@@ -81,6 +81,15 @@ def is_spread(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def part(tensor: Tensor) -> tuple[int, ...]:
+    """Which part of a tensor lies in this process: equal where the same does; () of a plain tensor."""
+    if not is_spread(tensor):
+        return ()
+    spread: Any = tensor
+    here = spread.device_mesh.get_coordinate()
+    return tuple(here[axis] for axis, p in enumerate(spread.placements) if not p.is_replicate())
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies in this process; a plain tensor itself."""
     spread: Any = tensor

@@ -32,7 +32,7 @@ def _named(source: Source) -> dict[str, nn.Parameter]:
     if isinstance(source, nn.Module):
         named: dict[str, Tensor] = dict(source.named_parameters())
     elif isinstance(source, Mapping):
-        named = dict(source)
+        named = {str(name): each for name, each in source.items()}
     else:
         if isinstance(source, Optimizer):
             source = [p for group in source.param_groups for p in group["params"]]

@@ -94,6 +94,16 @@ class Gradients:
         joint = plan.join(norms, "tensor", 2.0)
         return joint[1:] if per == "modality" else joint[:1]
 
+    def measure(self, tensors: Sequence[Tensor], p: float = 2.0) -> Tensor:
+        """p-norms [N] of other tensors that lie as this step's do, in their order; 0 where there is no gradient."""
+        return self._placed(self.plan.norms(list(tensors), p), p)
+
+    def each(self, numbers: Tensor) -> list[Tensor]:
+        """Numbers of parameters [N] -> 0-dim, one for each of this step's tensors, where that lies."""
+        plan, found = self.plan, numbers.unbind()
+        pairs = zip(plan.present, plan.kinds, strict=True)
+        return [found[i].to(device, non_blocking=True) for i, (device, _) in pairs]
+
     def unit_sizes(self, per: Per) -> Tensor:
         """Number of elements of each unit [U]; 0 where there is no gradient."""
         plan = self.plan
@@ -153,6 +163,11 @@ class Gradients:
                 norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
         return torch.cat(found) if found else plan.filled(0.0, 0)
+
+    @property
+    def sparse(self) -> list[bool]:
+        """Which of this step's tensors hold but some rows of a table."""
+        return [self._table_row(k) is not None for k in range(len(self.tensors))]
 
     def _table_row(self, k: int) -> Tensor | None:
         """Which rows of its table a sparse gradient holds; None for a dense one."""

@@ -3,5 +3,7 @@
 ``show`` one run in full, ``summary`` what a training says at its end. ``table`` settings side by side:
 ``collect`` which runs, and in which settings they differ; ``where`` which of them; ``metrics`` which
 numbers; ``groups`` mean, sd, n, and the choice on validation; ``formats`` as text; ``figures`` as the
-data of a picture; ``draw`` the picture.
+data of a picture; ``draw`` the picture. ``suggest`` thresholds worth trying: ``candidates``
+their numbers, ``advice`` what they mean, ``trials`` the sweep over them and its control;
+``command`` the line that makes a run again, as it was or changed.
 """

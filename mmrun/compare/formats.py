@@ -8,7 +8,7 @@ import json as json_module
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -143,41 +143,34 @@ def csv(keys: Sequence[str], metrics: Sequence[str], groups: Sequence[Group]) ->
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
-    out = io.StringIO()
-    writer = csv_module.writer(out, lineterminator="\n")
     parts = ("mean", "sd", "n")
-    writer.writerow(
-        [
-            *map(_harmless, keys),
-            "n",
-            *STATUSES,
-            *(f"stability {name}" for name in STABILITIES),
-            *(_harmless(f"{name} {part}") for name in metrics for part in parts),
-            "pooled",
-            "chosen_among",
-            "best_run",
-        ]
-    )
+    titles = [
+        *keys,
+        "n",
+        *STATUSES,
+        *(f"stability {name}" for name in STABILITIES),
+        *(f"{name} {part}" for name in metrics for part in parts),
+        "pooled",
+        "chosen_among",
+        "best_run",
+    ]
+    rows: list[list[Any]] = []
     for group in groups:
         settings = (group.settings[key] for key in keys)
         scores = [group.scores[name] for name in metrics]
-        writer.writerow(
+        rows.append(
             [
-                *("" if isinstance(each, Absent) else _harmless(said(each)) for each in settings),
+                *("" if isinstance(each, Absent) else said(each) for each in settings),
                 group.n,
                 *(group.statuses[name] for name in STATUSES),
                 *(group.stabilities[name] for name in STABILITIES),
-                *(
-                    "" if value is None else value
-                    for score in scores
-                    for value in (score.mean, score.sd, score.n)
-                ),
-                _harmless(" ".join(group.pooled)),
+                *(value for score in scores for value in (score.mean, score.sd, score.n)),
+                " ".join(group.pooled),
                 group.chosen_among,
-                _harmless(str(group.rows[0].directory)),
+                str(group.rows[0].directory),
             ]
         )
-    return out.getvalue().rstrip("\n")
+    return csv_of(titles, rows)
 
 
 def json(facts: Mapping[str, Any], groups: Sequence[Group]) -> str:
@@ -201,6 +194,20 @@ def json(facts: Mapping[str, Any], groups: Sequence[Group]) -> str:
             for group in groups
         ],
     }
+    return json_of(content)
+
+
+def csv_of(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; None is an empty cell, and no text is a formula."""
+    out = io.StringIO()
+    writer = csv_module.writer(out, lineterminator="\n")
+    for row in (titles, *rows):
+        writer.writerow([_harmless(each) if isinstance(each, str) else each for each in row])
+    return out.getvalue().rstrip("\n")
+
+
+def json_of(content: Mapping[str, Any]) -> str:
+    """Strict JSON: what is no number is null."""
     return json_module.dumps(_strict(content), indent=1, allow_nan=False)
 
 

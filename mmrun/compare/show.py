@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -14,14 +15,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mmrun.compare.command import command, resumed
 from mmrun.errors import printable
 from mmrun.exits import program
-from mmrun.runs import verdict
+from mmrun.runs import features, verdict
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
 from mmrun.runs.table import read_columns
-from mmrun.spec import outside_id
 
 WIDTH = 100
 _STYLES = {"finished": "green", "running": "cyan", "queued": "dim", "pruned": "yellow"}
@@ -69,32 +70,6 @@ def show(directory: Path, *, width: int = WIDTH, color: bool = False) -> str:
     return _trimmed(out)
 
 
-def command(record: Mapping[str, Any]) -> str:
-    """The line that makes this run again, quoted for a shell; with what resuming changed."""
-    resumed = _resumed(record)
-    kept = [str(o) for o in record["overrides"] if str(o).partition("=")[0] not in resumed]
-    return shlex.join(
-        [
-            *shlex.split(program()),
-            "train",
-            *(word for folder in record["config_dirs"] for word in ("--config-dir", str(folder))),
-            *kept,
-            *resumed.values(),
-        ]
-    )
-
-
-def _resumed(record: Mapping[str, Any]) -> dict[str, str]:
-    """{key: override} of what resuming changed that decides the numbers."""
-    changes: dict[str, Any] = record.get("resumed") or {}
-    words = {True: "true", False: "false", None: "null"}
-    return {
-        key: f"{key}={words[value] if value is None or isinstance(value, bool) else value}"
-        for key, value in changes.items()
-        if not outside_id(key)
-    }
-
-
 def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The clip block of a run; made from gradients.csv where the run died before it wrote one."""
     block = cast("dict[str, Any]", record["clip"])
@@ -113,6 +88,20 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         threshold=threshold if isinstance(threshold, (int, float, str)) else None,
         per=str(settings.get("per", "global")),
         optimizer=str(optimizer),
+    )
+
+
+def features_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What feature clipping did; counted in gradients.csv where the run died before it wrote that down."""
+    block = cast("dict[str, Any]", record["features"])
+    if not block or record["status"] in ("finished", "diverged"):
+        return block
+    scopes = _mapping(_mapping(block.get("gradient_clip")).get("scopes"))
+    return features.feature_block(
+        _mapping(record["config"].get("model")),
+        _mapping(block.get("feature_clip")).get("bound", math.inf),
+        {name: _mapping(values).get("bound", math.inf) for name, values in scopes.items()},
+        features.counted(read_columns(Paths(directory).gradients)),
     )
 
 
@@ -158,11 +147,12 @@ def _facts(directory: Path, record: Mapping[str, Any]) -> Table:
     add("error", record["error"], "red")
     add("stability", stability, "" if stability == "ok" else "yellow")
     add("verdict", clip_of(directory, record).get("verdict"), "bold")
+    add("features", features_of(directory, record).get("verdict"))
     if monitor.get("metric"):
         add("monitor", f"{monitor['metric']} ({monitor.get('mode')}) {_say(monitor.get('value'))}")
     choices = (f"{group}={option}" for group, option in record["choices"].items())
     add("choices", " ".join(choices))
-    add("resumed", " ".join(_resumed(record).values()))
+    add("resumed", " ".join(resumed(record).values()))
     add("seed", _seeds(record))
     add("trained", _effort(record))
     add("when", _when(record))

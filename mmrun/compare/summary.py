@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrun.compare.show import command
+from mmrun.compare.command import variant
 from mmrun.errors import printable
 from mmrun.exits import program, shown
 
@@ -29,6 +29,9 @@ def summary(record: Mapping[str, Any]) -> str:
     verdict = clip.get("verdict")
     if verdict:
         lines.append(f"{'clip':8} {verdict}")
+    features: dict[str, Any] = record.get("features") or {}
+    if features:
+        lines.append(f"{'features':8} {features['verdict']}")
     if record.get("error"):
         lines.append(f"{'error':8} {record['error']}")
     directory = shown(Path(str(record.get("directory", ""))))
@@ -62,19 +65,14 @@ def _next(record: Mapping[str, Any], directory: str) -> str:
         return f"{program()} resume {shlex.quote(directory)}"
     if record.get("status") == "diverged" or record.get("stability") == "collapsed":
         if choices.get("clip") == "none":
-            return _again(record, "clip=0.5") + "    # does clipping help?"
-        return _again(record, "clip=none") + "    # is it the clipping?"
+            return variant(record, "clip=0.5", without=["clip"]) + "    # does clipping help?"
+        return variant(record, "clip=none", without=["clip"]) + "    # is it the clipping?"
     if choices.get("clip") != "none":
-        return _again(record, "clip=none") + "    # what would it be without clipping?"
+        return (
+            variant(record, "clip=none", without=["clip"])
+            + "    # what would it be without clipping?"
+        )
     return f"{program()} show {shlex.quote(directory)}"
-
-
-def _again(record: Mapping[str, Any], change: str) -> str:
-    """The command of this run with another clip."""
-    kept = [
-        str(o) for o in record.get("overrides", []) if not str(o).startswith(("clip=", "clip."))
-    ]
-    return command({**record, "overrides": [*kept, change]})
 
 
 def _short(value: Any) -> str:

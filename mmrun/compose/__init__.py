@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import OverrideType
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmrun.compose.groups import compose_groups, preferences, preferring, searchpath
-from mmrun.compose.overrides import parse, single, split, typed
+from mmrun.compose.overrides import hydra_word, parse, single, split, typed
 from mmrun.compose.points import point
 from mmrun.compose.sweep import is_sweep, sweep
-from mmrun.compose.values import opened
+from mmrun.compose.values import SCOPES, apply_values, opened
 from mmrun.errors import UserError, nearest
-from mmrun.options import checked_dirs, conf_dir
+from mmrun.options import checked_dirs, conf_dir, groups
 from mmrun.sources import preferred, register
 from mmrun.spec import outside_id
 
@@ -64,6 +64,12 @@ def resumable(overrides: Sequence[str]) -> dict[str, Any]:
                 "resuming leaves a run where it is, and its name as it is",
                 given=f"{key}={value}",
                 remedy="Move or rename the folder itself.",
+            )
+        if key in groups() and outside_id(key):
+            raise UserError(
+                "resuming changes settings, and keeps the option of every group",
+                given=f"{key}={value}",
+                remedy=f"Set one as {key}.KEY=VALUE, or train a new run.",
             )
         if not outside_id(key) and not key.startswith("trainer.max_"):
             raise UserError(
@@ -134,7 +140,11 @@ def full_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
     rewritten: list[str] = []
     if values:
         base, _ = compose_groups(tuple(chosen), tuple(preferring(values)), dirs)
-        rewritten = [opened(value, base, dirs) for value in values]
+        own = [value for value in values if value.key_or_group.startswith(f"clip.{SCOPES}")]
+        rewritten = [opened(value, base, dirs) for value in values if value not in own]
+        if own:  # Hydra would put a knob in the place of the law that it belongs to
+            scopes = OmegaConf.to_container(apply_values(base, own, dirs).clip[SCOPES])
+            rewritten += [f"~clip.{SCOPES}", f"++clip.{SCOPES}={hydra_word(scopes)}"]
     return [*searchpath(dirs), *chosen, *rewritten]
 
 

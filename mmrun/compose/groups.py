@@ -32,7 +32,7 @@ PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
 
 
 @contextlib.contextmanager
-def _naming_the_file() -> Iterator[None]:
+def naming_the_file() -> Iterator[None]:
     """A YAML file that cannot be read is the user's: say which, and where."""
     try:
         yield
@@ -45,7 +45,7 @@ def _naming_the_file() -> Iterator[None]:
         ) from error
 
 
-@_naming_the_file()
+@naming_the_file()
 def compose_groups(
     chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str]]:
@@ -65,7 +65,7 @@ def _composed_groups(
         preferred.reset(token)
 
 
-@_naming_the_file()
+@naming_the_file()
 @lru_cache(maxsize=256)
 def preferences(
     chosen: tuple[str, ...], preferring: tuple[str, ...], dirs: tuple[str, ...]
@@ -151,6 +151,9 @@ def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConf
         if option is not None and not str(group).startswith("hydra/") and group != "preferred"
     }
     OmegaConf.set_struct(composed, False)
+    clip = composed.get("clip")
+    if isinstance(clip, DictConfig) and True in clip:  # YAML takes a bare ``on:`` for true
+        clip["on"] = clip.pop(True)
     del composed["hydra"]
     composed.pop(SWEEP_BLOCK, None)
     return composed, choices

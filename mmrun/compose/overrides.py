@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
-from mmrun.sources import number_groups, split_number
+from mmrun.sources import number_groups, percentile, split_threshold
 from mmrun.spec import SWEEP_WORDS
 
 
@@ -132,23 +132,50 @@ def _checked_option(key: str, override: Override, dirs: tuple[str, ...]) -> str:
         raise UserError(f"{group} has no parts", given=given, remedy=f"Write {group}=OPTION.")
     option = typed(override).split("=", 1)[1].strip().strip("'\"")
     known = options(group, dirs)
-    numbered = split_number(group, option)
-    if numbered is not None and (option in known or numbered[0] in known):
+    split = split_threshold(group, option)
+    if split is not None and (option in known or split[0] in known):
         return f"'{option}'"
     if option in known or (group == "experiment" and option == "null"):
         return option
-    remedy = nearest(option, known)
+    raise unknown_option(group, option, given, dirs)
+
+
+def unknown_option(group: str, option: str, given: str, dirs: tuple[str, ...]) -> UserError:
+    """The error for an option that a group does not have, with the nearest names."""
+    remedy = nearest(option, options(group, dirs))
     if group in number_groups():
-        remedy += f" A number works too: {key}=0.5 or {key}=value_0.1."
-    raise UserError(f"there is no {group} called {option or 'nothing'}", given=given, remedy=remedy)
+        remedy += f" A threshold works too: {group}=0.5, {group}=value_0.1 or, a percentile above 0 and up to 100, {group}=p90."
+    return UserError(
+        f"there is no {group} called {option or 'nothing'}", given=given, remedy=remedy
+    )
 
 
-def canonical_number(group: str, option: str, config: dict[str, Any], dirs: tuple[str, ...]) -> str:
-    """A choice as one would type it: none, 0.5 for the default law, value_0.1 for another."""
-    numbered = None if option in options(group, dirs) else split_number(group, option)
-    law = numbered[0] if numbered else option
+def canonical_choice(group: str, option: str, config: dict[str, Any], dirs: tuple[str, ...]) -> str:
+    """A choice as one would type it: none, 0.5 or p90 for the default law, value_0.1 for another."""
+    split = None if option in options(group, dirs) else split_threshold(group, option)
+    law = split[0] if split else option
     threshold = config.get("threshold")
-    if not isinstance(threshold, int | float):
+    if isinstance(threshold, int | float):
+        text = f"{float(threshold):.15g}"
+    elif percentile(threshold) is not None:
+        text = str(threshold)
+    else:
         return law
-    number = f"{float(threshold):.15g}"
-    return number if law == number_groups().get(group) else f"{law}_{number}"
+    return text if law == number_groups().get(group) else f"{law}_{text}"
+
+
+def hydra_word(value: Any) -> str:
+    """A value of a YAML file in Hydra's own grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_word, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{hydra_word(each)}' for key, each in value.items())}}}"
+    text = str(value)
+    if isinstance(value, str) and any(each in text for each in " ,:{}[]()'\"\\=#"):
+        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return text

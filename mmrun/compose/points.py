@@ -12,8 +12,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmrun.compose.calibration import RecordedNorms
+from mmrun.compose.clip import finish_clip
 from mmrun.compose.groups import PREFERENCES, compose_groups, preferring
-from mmrun.compose.overrides import canonical_number, parse, single, split, typed
+from mmrun.compose.overrides import canonical_choice, parse, single, split, typed
 from mmrun.compose.values import apply_values, kept_type, sentence, value_at
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs
@@ -34,8 +36,9 @@ def point(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Point:
     dirs = checked_dirs(config_dirs)
     parsed = single(parse(overrides))
     chosen, values = split(parsed, dirs)
-    template = Template(chosen, values, dirs)
-    made = template.point(values, tuple(overrides), "")
+    recorded = RecordedNorms()
+    made = Template(chosen, values, dirs, recorded).point(values, tuple(overrides), "")
+    recorded.check_used()
     name = lone_name(parsed) or made.choices.get("dataset", "run")
     name = _text(made.config, "name") if made.config["name"] else name
     return replace(made, name=name)
@@ -52,11 +55,17 @@ class Template:
         chosen: choices of groups, as ``split`` gives them.
         values: overrides of values, in order; those of every point have the same keys.
         dirs: folders of the user's own configs.
+        recorded: norms of earlier runs, for ``clip.calibrate_from``.
     """
 
     def __init__(
-        self, chosen: Sequence[str], values: Sequence[Override], dirs: tuple[str, ...]
+        self,
+        chosen: Sequence[str],
+        values: Sequence[Override],
+        dirs: tuple[str, ...],
+        recorded: RecordedNorms,
     ) -> None:
+        self.recorded = recorded
         self.dirs = dirs
         self.chosen = tuple(chosen)
         self.preferring = tuple(preferring(values))
@@ -70,9 +79,10 @@ class Template:
         """
         resolved, choices = self._quick(values) or self._full(values)
         _finish_dataset(resolved, choices)
-        if "clip" in choices:
-            choices["clip"] = canonical_number("clip", choices["clip"], resolved["clip"], self.dirs)
         resolved["outputs"] = _text(resolved, "outputs")
+        if "clip" in choices:
+            finish_clip(resolved, self.dirs, self.recorded)
+            choices["clip"] = canonical_choice("clip", choices["clip"], resolved["clip"], self.dirs)
         for key in ("seed", "data_seed"):
             whole(resolved, key, 0)
         return Point(

@@ -18,8 +18,9 @@ from hydra.core.override_parser.types import Sweep as SweepSyntax
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mmrun.compose.calibration import RecordedNorms
 from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
-from mmrun.compose.overrides import parse, split, typed
+from mmrun.compose.overrides import hydra_word, parse, split, typed
 from mmrun.compose.points import Template, lone_name
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
@@ -63,6 +64,7 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
     block = _experiment_block(named.get("experiment"), dirs)
     seeds = words.get("seeds") or (None if SEED in named else block.get("seeds"))
     block.pop("seeds", None)
+    recorded = RecordedNorms()
     axes: dict[str, list[Override]] = {}
     slots: list[Override | str] = []  # fixed overrides and keys of axes, as they are applied
     for key, value in block.items():
@@ -78,7 +80,7 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
             raise UserError(
                 "seeds= counts from one seed", given=f"seeds={seeds}", remedy="Give seed=N or none."
             )
-        base = _points(slots, axes, dirs, first=True)[0].config[SEED]
+        base = _points(slots, axes, dirs, recorded, first=True)[0].config[SEED]
         slots = [slot for slot in slots if slot is not named.get(SEED)]
         axes[SEED] = _parse_each(f"{SEED}={base + k}" for k in range(_count(seeds)))
         slots.append(SEED)
@@ -92,12 +94,13 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Sweep:
     unique: dict[str, tuple[Point, tuple[Override, ...]]] = {}
     repeated: list[str] = []
     idle: set[str] = set()
-    made = zip(_points(slots, axes, dirs), itertools.product(*axes.values()), strict=True)
+    made = zip(_points(slots, axes, dirs, recorded), itertools.product(*axes.values()), strict=True)
     for point, values in made:
         _, kept = unique.setdefault(point.id, (point, values))
         if kept is not values:
             repeated.append(point.name)
             idle |= {key for key, a, b in zip(axes, kept, values, strict=True) if a is not b}
+    recorded.check_used()
     points = tuple(point for point, _ in unique.values())
     return Sweep(
         name=_name(words.get("sweep")) or _default_name(points[0], slots, axes),
@@ -126,6 +129,7 @@ def _points(
     slots: Sequence[Override | str],
     axes: Mapping[str, Sequence[Override]],
     dirs: tuple[str, ...],
+    recorded: RecordedNorms,
     *,
     first: bool = False,
 ) -> list[Point]:
@@ -135,6 +139,7 @@ def _points(
         slots: fixed overrides, and keys of axes, in the order in which they are applied.
         axes: {key: overrides of one value each}, the slowest first.
         dirs: folders of the user's own configs.
+        recorded: norms of earlier runs.
         first: whether the first point is all that is wanted.
     """
     fixed = [slot for slot in slots if isinstance(slot, Override)]
@@ -151,7 +156,7 @@ def _points(
         templates.setdefault((chosen, tuple(preferring(values[number]))), []).append(number)
     made: dict[int, Point] = {}
     for (chosen, _), numbers in templates.items():  # one after another: few configs at a time
-        template = Template(chosen, values[numbers[0]], dirs)
+        template = Template(chosen, values[numbers[0]], dirs, recorded)
         for number in numbers:
             words = tuple(typed(override) for override in lines[number])
             name = ",".join(f"{key}={_shown(value)}" for key, value in rows[number].items())
@@ -224,28 +229,11 @@ def _of_block(key: str, value: Any) -> Override:
         inner = next(iter(value), "KEY")
         remedy = f"Write {key}.{inner}: [...]."
         raise UserError("an axis is one key with its values", given=f"sweep: {key}", remedy=remedy)
-    values = [_word(each) for each in value] if isinstance(value, list) else [value]
+    values = [hydra_word(each) for each in value] if isinstance(value, list) else [value]
     if not values:
         raise UserError("an axis needs a value", given=f"sweep: {key}: []")
-    text = ",".join(each if isinstance(each, str) else _word(each) for each in values)
+    text = ",".join(each if isinstance(each, str) else hydra_word(each) for each in values)
     return parse([f"{key}={text}"])[0]
-
-
-def _word(value: Any) -> str:
-    """A value of a YAML list in Hydra's own grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_word, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_word(each)}' for key, each in value.items())}}}"
-    text = str(value)
-    if isinstance(value, str) and any(each in text for each in " ,:{}[]()'\"\\=#"):
-        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return text
 
 
 def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
@@ -364,6 +352,9 @@ def _default_name(
                 node = node.get(name, {}) if isinstance(node, dict) else {}
             if isinstance(node, dict):
                 node.pop(leaf, None)
+            for follows in ("scopes", "laws") if key.startswith("clip.") else ():
+                config.get("clip", {}).pop(follows, None)  # they may start from the axis's value
+                dropped.add(f"clip.{follows}")
     fixed = [slot for slot in slots if isinstance(slot, Override)]
     if not any(override.key_or_group == DATA_SEED for override in fixed):
         config.pop(DATA_SEED, None)

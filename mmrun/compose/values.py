@@ -18,6 +18,9 @@ from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
 from mmrun.spec import SHARE_OR_COUNT
 
+SCOPES = (
+    "scopes"  # key of a group's config under which the settings of scopes stand, by their names
+)
 YAML_INFINITY = (".inf", "+.inf", "-.inf")  # words to Hydra's command line, numbers in our files
 
 
@@ -29,6 +32,7 @@ def apply_values(
     empty = tuple(_empty_mappings(config))  # still open when an override has put something in
     for override in values:
         key = override.key_or_group
+        _spell_out_laws(config, override)
         try:
             text = opened(override, config, dirs, empty)
             before = value_at(config, key)
@@ -43,6 +47,18 @@ def apply_values(
                 f"{key} cannot be set so", given=typed(override), remedy=sentence(error)
             ) from error
     return config
+
+
+def _spell_out_laws(config: DictConfig, override: Override) -> None:
+    """``agc`` as ``{law: agc}`` in clip.scopes where an override sets a knob beside it, which would else replace it."""
+    scopes = value_at(config, f"clip.{SCOPES}")
+    if override.value_type is None or not isinstance(scopes, DictConfig):
+        return
+    for scope, word in scopes.items():
+        at, key = f"clip.{SCOPES}.{scope}", override.key_or_group
+        above = isinstance(override.value(), dict) and f"{at}.".startswith(f"{key}.")
+        if isinstance(word, str | int | float) and (above or key.startswith(f"{at}.")):
+            scopes[scope] = {"law": word}
 
 
 def kept_type(before: Any, after: Any, key: str) -> Any:
@@ -93,7 +109,10 @@ def opened(
     if override.is_add() or override.is_force_add():
         _lookup(path[:1], config, text, dirs)
         return text
-    if any(f"{key}.".startswith(f"{each}.") for each in empty):
+    of_scope = path[1:2] == [SCOPES] and len(path) > 2
+    if of_scope:
+        _lookup(path[:2], config, text, dirs)
+    if of_scope or any(f"{key}.".startswith(f"{each}.") for each in empty):
         return f"++{text}"
     value = override.value()
     opens = _opens(path, value, config, text, dirs)
@@ -103,10 +122,12 @@ def opened(
 def _opens(
     path: list[str], value: Any, config: DictConfig, text: str, dirs: tuple[str, ...]
 ) -> bool:
-    """Whether a value goes into an empty mapping: the one kind that takes any key."""
+    """Whether a value goes into a mapping that takes any key: an empty one, or that of scopes."""
     node, rest = _lookup(path, config, text, dirs)
     if not isinstance(node, DictConfig) or len(node) == 0:
         return isinstance(node, DictConfig)
+    if path[1:] == [SCOPES] and isinstance(value, dict):
+        return True
     assert not rest
     key = ".".join(path)
     if not isinstance(value, dict):

@@ -46,6 +46,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "train_eval": (dict,),
     "monitor": (dict,),  # {metric, mode, value}
     "clip": (dict,),  # see runs.verdict.clip_block
+    "features": (dict,),  # see runs.features.feature_block
     "steps": (int, type(None)),
     "epochs": (*_NUMBER, type(None)),
     "seconds": (*_NUMBER, type(None)),

@@ -111,6 +111,7 @@ def clip_block(
     optimizer: str = "",
     stable: Stability | None = None,
     counted: Mapping[str, float] | None = None,
+    of: str = "gradient",
 ) -> dict[str, Any]:
     """The ``clip`` block of run.json, its verdict included.
 
@@ -127,6 +128,7 @@ def clip_block(
         stable: how the training went.
         counted: over every step, also those without a row: ``clip/fraction`` and ``clip/fraction/<scope>``,
             ``clip/elements``, and the number ``grad/nonfinite``.
+        of: what was clipped, the gradient or the optimizer's update.
     """
     known = counted or {}
     norms = _finite(gradients.get("grad/norm"))
@@ -152,7 +154,8 @@ def clip_block(
                 "grad/nonfinite", np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)
             )
         ),
-        optimizer=optimizer,
+        optimizer=optimizer if of == "gradient" else "",
+        of="" if of == "gradient" else f" of the {of}",
         stable=stable,
     )
     return block
@@ -185,18 +188,19 @@ def _sentence(
     norms: Array,
     nonfinite: int,
     optimizer: str,
+    of: str,
     stable: Stability | None,
 ) -> str:
     parts: list[str] = []
     if stable is not None and stable.state != "ok":
         parts.append(str(stable))
     fraction, coefficient = block["fraction"], block["coefficient"]
-    threshold = "" if block["threshold"] is None else f" {_short(block['threshold'])}"
-    label = f"{block['algorithm']}{threshold}"
+    threshold = "" if block["threshold"] is None else f" {short(block['threshold'])}"
+    label = f"{block['algorithm']}{threshold}{of}"
     if block["algorithm"] == "none":
         if norms.size:
             p50, p99 = np.percentile(norms, (50, 99))
-            parts.append(f"no clipping: gradient norm p50 {_short(p50)}, p99 {_short(p99)}")
+            parts.append(f"no clipping: gradient norm p50 {short(p50)}, p99 {short(p99)}")
         else:
             parts.append("no clipping")
     elif fraction is None:
@@ -205,9 +209,9 @@ def _sentence(
         parts.append(f"{label} never engaged: the same as clip=none")
     else:
         grows = coefficient is not None and coefficient > 1
-        said = f"{label} {'rescaled' if grows else 'clipped'} {_percent(fraction)} of steps"
+        said = f"{label} {'rescaled' if grows else 'clipped'} {percent(fraction)} of steps"
         if coefficient is not None:
-            said += f", median coefficient {_short(coefficient)}"
+            said += f", median coefficient {short(coefficient)}"
         parts.append(said)
         if is_adaptive(optimizer):
             parts.append(f"with {optimizer_label(optimizer)} expect little effect")
@@ -329,12 +333,14 @@ def _number(threshold: float | str | None) -> float | None:
         return None
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number as a sentence has it: two digits."""
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.3g}"
 
 
-def _percent(share: float) -> str:
-    percent = 100 * share
-    if percent < 1:
+def percent(share: float) -> str:
+    """A share as a sentence has it; never 0 or 100 by rounding."""
+    points = 100 * share
+    if points < 1:
         return "under 1 %"
-    return f"{min(percent, 99):.0f} %" if share < 1 else "100 %"
+    return f"{min(points, 99):.0f} %" if share < 1 else "100 %"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmrun.callbacks.recorder import FRACTION, LR, Recorder
+from mmrun.diagnostics import Diagnostics
 from mmrun.gradients import GradientPipeline
 from tests.running import SMALL, column, fit, record_of, table, the_run
 
@@ -98,17 +99,22 @@ def test_time_grows_and_the_rate_is_the_optimizer_s():
     assert set(column(directory / "metrics.csv", LR)) == {0.02}
 
 
-def test_steps_that_are_not_finite_are_counted_and_end_the_run(monkeypatch: pytest.MonkeyPatch):
-    """Step 20 has an infinite gradient: seen at the next log point, told with its step."""
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the gradient of these steps infinite in one scope."""
     original = GradientPipeline.apply
 
     def poisoned(self: GradientPipeline, *args: Any, **kwargs: Any) -> Any:
-        if self.steps == 19:
+        if self.steps + 1 in steps:
             next(iter(self.scopes["a"].values())).grad.fill_(math.inf)  # pyright: ignore[reportOptionalMemberAccess]
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(GradientPipeline, "apply", poisoned)
-    record = fit(*WORDS, "trainer.log_every_n_steps=8")
+
+
+def test_a_gradient_that_is_let_through_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    """Step 20 has an infinite gradient: seen at the next log point, told with its step."""
+    poison(monkeypatch, 20)
+    record = fit(*WORDS, "trainer.log_every_n_steps=8", "clip.nonfinite=pass")
     directory = record["directory"]
     assert record["status"] == "diverged"
     assert record["error"].endswith("step 20")
@@ -123,11 +129,50 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(monkeypatch: pyte
     assert np.isfinite(gradients["grad/norm/b"][19])
 
 
+@pytest.mark.parametrize("policy", ["skip", "zero"])
+def test_single_steps_that_are_not_finite_are_left_out_and_counted(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+):
+    poison(monkeypatch, 5, 6, 20)
+    record = fit(
+        *WORDS, "trainer.log_every_n_steps=8", f"clip.nonfinite={policy}", "clip.max_nonfinite=3"
+    )
+    assert (record["status"], record["stability"]) == ("finished", "ok")
+    assert "3 steps with non-finite gradients" in record["clip"]["verdict"]
+    gradients = columns(record["directory"], "gradients.csv")
+    assert gradients["grad/nonfinite"][[3, 4, 5, 18, 19, 29]].tolist() == [0, 1, 2, 2, 3, 3]
+    assert np.isinf(gradients["grad/norm"][[4, 5, 19]]).all()
+    left = gradients["grad/norm_clipped"][[4, 5, 19]]
+    assert (left == 0).all() if policy == "skip" else (left > 0).all() and (left < 0.51).all()
+    assert (gradients["clip/elements"][[4, 5, 19]] == 0).all(), "that was not the law"
+    metrics = columns(record["directory"], "metrics.csv")
+    assert np.isfinite(metrics["train/loss"]).all()
+    assert np.isfinite(metrics["grad/norm"]).all()
+
+
+@pytest.mark.parametrize("steps", [range(17, 20), range(29, 31)])
+def test_too_many_in_a_row_are_a_divergence(steps: range, monkeypatch: pytest.MonkeyPatch):
+    """Across two log windows; and a row that training ends in."""
+    poison(monkeypatch, *steps)
+    record = fit(*WORDS, "trainer.log_every_n_steps=6", "clip.max_nonfinite=3")
+    assert record["status"] == "diverged"
+    assert record["error"].endswith(f"step {steps[0]}")
+
+
+def test_a_strict_run_fails_at_the_first(monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, 20)
+    with pytest.raises(FloatingPointError, match=r"step 20 .*nonfinite=raise"):
+        fit(*WORDS, "trainer.log_every_n_steps=8", "clip.nonfinite=raise")
+    assert record_of(the_run())["status"] == "failed"
+    assert columns(the_run(), "gradients.csv")["step"][-1] >= 16
+
+
 def test_the_summary_has_the_best_step_by_each_metric_s_own_direction(tmp_path: Path):
     recorder = Recorder(
         None,
         columns=["clip/elements", "clip/elements/a", "grad/nonfinite"],
         validation=["loss", "accuracy"],
+        diagnostics=Diagnostics({}, ()),
         every=5,
         record_every=1,
     )
@@ -175,6 +220,7 @@ def test_nothing_is_read_from_the_device_between_log_points(monkeypatch: pytest.
         return original_apply(self, *args, **kwargs)
 
     monkeypatch.setattr(GradientPipeline, "apply", counted)
+    monkeypatch.setattr("mmrun.clip.engine.may_look", lambda device: False)  # as on a GPU  # noqa: ARG005
     fit(*WORDS, "trainer.log_every_n_steps=10", "optimizer=sgd")
     # Calls after the pipeline of step n and before that of n + 1; the first step sets things up.
     quiet = [n for n in taken if 1 < n < 30 and n % 10 and n % 15]

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
 from mmrun.clip.none import Unclipped
 from mmrun.clip.norm import Norm
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients, InForce
 from mmrun.errors import UserError
-from tests.oracles import OPTIONS, ORACLES, SETTINGS, build, knobs
+from tests.oracles import OPTIONS, ORACLES, SETTINGS, STOCHASTIC, build, knobs
 
 Named = dict[str, dict[str, nn.Parameter]]
 SHAPES = {
@@ -29,6 +30,14 @@ SHAPES = {
     "fusion": {"mix": (6, 9), "gate": (1,)},
 }
 each_law = pytest.mark.parametrize(("option", "variant"), SETTINGS, ids=str)
+each_exact_law = pytest.mark.parametrize(
+    ("option", "variant"), [(o, v) for o, v in SETTINGS if o not in STOCHASTIC], ids=str
+)
+each_stochastic_law = pytest.mark.parametrize(
+    ("option", "variant"), [(o, v) for o, v in SETTINGS if o in STOCHASTIC], ids=str
+)
+# A difference of numbers is as exact as they are, however small it is.
+DIFFERENCES = {"centralize", "clip21", "chain"}
 few = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 scales = st.sampled_from([1e-6, 1e-2, 1.0, 30.0, 1e4])
@@ -82,7 +91,7 @@ def test_every_law_has_an_oracle_and_a_name():
     assert [build(option).algorithm for option in OPTIONS] == OPTIONS
 
 
-@each_law
+@each_exact_law
 @pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str
 )
@@ -100,13 +109,56 @@ def test_parity_with_the_oracle(
         raw.append(arrays(bound))
         law.apply()
         clipped.append(arrays(bound))
-    given_knobs = {k: v for k, v in knobs(option, **variant).items() if k != "record_every"}
     weights = {s: {n: p.detach().numpy() for n, p in named.items()} for s, named in bound.items()}
-    for got, want in zip(clipped, ORACLES[option](raw, weights, **given_knobs), strict=True):
+    expected = ORACLES[option](raw, weights, **knobs(option, **variant))
+    for before, got, want in zip(raw, clipped, expected, strict=True):
         for scope in want:
             assert got[scope].keys() == want[scope].keys()
-            for name in want[scope]:
-                np.testing.assert_allclose(got[scope][name], want[scope][name], rtol=rtol, atol=0)
+            for name, x in want[scope].items():
+                largest = max(np.abs(x).max(), np.abs(before[scope][name]).max())
+                atol = rtol * largest if option in DIFFERENCES else 0
+                np.testing.assert_allclose(got[scope][name], x, rtol=rtol, atol=atol)
+
+
+@each_stochastic_law
+def test_noise_has_the_oracles_mean_and_variance(option: str, variant: dict[str, Any]):
+    """Over 40000 elements, at three steps; other numbers at each step and in each parameter, the same from one seed."""
+    outcomes = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        names = ("a", "b", "unused")
+        bound = {"image": {n: nn.Parameter(torch.zeros(200, 200).double()) for n in names}}
+        law = build(option, **variant)
+        law.bind(bound)
+        raw, added = [], []
+        for step in range(3):
+            for name, p in bound["image"].items():
+                scale = 0.0 if name == "unused" else 2.0**step
+                p.grad = scale * torch.linspace(-1, 1, p.numel()).double().reshape(p.shape)
+            raw.append(arrays(bound))
+            law.apply()
+            added.append({n: g - raw[-1]["image"][n] for n, g in arrays(bound)["image"].items()})
+        outcomes.append(added)
+        weights = {"image": {n: p.detach().numpy() for n, p in bound["image"].items()}}
+        means = ORACLES[option](raw, weights, **knobs(option, **variant))
+        variances = STOCHASTIC[option](raw, weights, **knobs(option, **variant))
+        for before, mean, variance, noise in zip(raw, means, variances, added, strict=True):
+            for name, x in noise.items():
+                sd = np.sqrt(variance["image"][name])
+                off = mean["image"][name] - before["image"][name]
+                if not sd.any():
+                    np.testing.assert_array_equal(x, 0)
+                    continue
+                z = (x - off) / sd
+                assert abs(z.mean()) < 5 / 200  # five standard errors
+                assert abs(z.var() - 1) < 5 * math.sqrt(2) / 200
+                assert abs((z**4).mean() - 3) < 5 * math.sqrt(96) / 200  # the normal's
+        drawn = [x.ravel() for noise in added for name, x in noise.items() if name != "unused"]
+        if drawn[0].any():
+            assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 5 / 200
+    for first, second in zip(*outcomes, strict=True):
+        for name, x in first.items():
+            np.testing.assert_array_equal(x, second[name])
 
 
 @each_law
@@ -144,8 +196,15 @@ def test_zero_absent_and_frozen_gradients(option: str, variant: dict[str, Any]):
     bound["text"]["frozen"] = nn.Parameter(torch.ones(3), requires_grad=False)
     bound["text"]["empty"] = nn.Parameter(torch.ones(0, 3))
     law.bind(bound)
+    for seed in range(3):  # something to forget
+        fill(bound, seed, 1.0)
+        bound["text"]["frozen"].grad = None
+        law.apply()
+    state = law.state_dict()
+    for named in bound.values():
+        for p in named.values():
+            p.grad = None
     none_at_all = law.apply().by_scope()
-    state = law.state_dict()  # what it starts with
     for named in bound.values():
         for p in named.values():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
@@ -156,7 +215,7 @@ def test_zero_absent_and_frozen_gradients(option: str, variant: dict[str, Any]):
         assert fields["coefficient"].tolist() == [1.0] * 5
         assert fields["cosine"].tolist() == [1.0] * 5
         assert fields["elements"].tolist() == [0.0] * 5
-    assert equal(state, law.state_dict())
+    assert option in STOCHASTIC or equal(state, law.state_dict())  # noise counts steps
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -168,28 +227,49 @@ def test_nothing_bound(option: str):
         build(option).apply()
 
 
-@each_law
+@each_exact_law
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_step_leaves_no_trace(option: str, variant: dict[str, Any], bad: float):
-    """State and later steps are as if the step had not been."""
+    """State and later steps are as if the step had not been: it is left out by the engine."""
     outcomes = []
     for interrupted in (False, True):
         bound, law = parameters(), build(option, **variant)
-        law.bind(bound)
+        clipper = Clipper(law)
+        clipper.bind(bound)
         for step in range(4):
             if step == 2 and interrupted:
                 fill(bound, 99, 1.0)
                 gradient = bound["image"]["bias"].grad
                 assert gradient is not None
                 gradient[1] = bad
-                fields = law.apply().by_scope()
+                fields = clipper.apply().by_scope()
+                assert not any(g.any() for named in arrays(bound).values() for g in named.values())
                 assert not math.isfinite(fields["norm"][0])
                 assert torch.isfinite(fields["norm"][2:]).all()  # the other scopes' norms
             fill(bound, step, 5.0)
-            law.apply()
+            clipper.apply()
         outcomes.append((bits(bound), law.state_dict()))
     assert outcomes[0][0] == outcomes[1][0]
     assert equal(outcomes[0][1], outcomes[1][1])
+
+
+@each_exact_law
+def test_a_unit_that_is_not_finite_learns_nothing_and_passes(option: str, variant: dict[str, Any]):
+    """A law by itself, whatever policy stands before it."""
+    bound, law = parameters(), build(option, **variant)
+    law.bind(bound)
+    for seed in range(3):
+        fill(bound, seed, 5.0)
+        law.apply()
+    state = law.state_dict()
+    fill(bound, 3, 5.0)
+    for named in bound.values():
+        for p in named.values():
+            assert p.grad is not None
+            p.grad.fill_(math.nan)
+    law.apply()
+    assert all(np.isnan(g).all() for named in arrays(bound).values() for g in named.values())
+    assert equal(state, law.state_dict())
 
 
 @each_law
@@ -294,15 +374,9 @@ def test_a_parameter_in_two_scopes_is_refused(option: str):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_gradients_that_cannot_be_clipped_are_refused(option: str):
-    law = build(option)
-    table = nn.Embedding(4, 2, sparse=True)
-    law.bind({"text": dict(table.named_parameters())})
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(UserError, match=r"dense.*text/weight.*sparse=False"):
-        law.apply()
+def test_complex_gradients_are_refused(option: str):
     with pytest.raises(UserError, match=r"real.*text/z"):
-        law.bind({"text": {"z": nn.Parameter(torch.ones(2, dtype=torch.complex64))}})
+        build(option).bind({"text": {"z": nn.Parameter(torch.ones(2, dtype=torch.complex64))}})
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if "threshold" in knobs(o)])
@@ -326,8 +400,10 @@ def test_what_does_not_change_is_worked_out_once():
 
 
 def test_state_of_another_law_is_refused():
+    law = Norm(1.0)
+    law.bind(parameters())
     with pytest.raises(UserError, match=r"keeps no state.*ema"):
-        Norm(threshold=1.0).load_state_dict({"ema": torch.zeros(1)})
+        law.load_state_dict({"ema": {"": torch.zeros(1)}})
 
 
 def test_stacked_statistics_are_the_single_ones():

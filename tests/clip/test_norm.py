@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmrun.clip.stats import Stats
 from mmrun.clip.norm import Norm
+from mmrun.clip.stats import Stats
+from mmrun.clip.step import Gradients
 from mmrun.errors import UserError
 
 INF = math.inf
@@ -84,8 +85,7 @@ def test_numbers_of_pytorch_test_clip_grad_norm(p: float, norm: float, scale: fl
         parameter.grad = g.clone()
     law = Norm(threshold=2.0, p=p)
     law.bind({"all": parameters})
-    gradients = law.layout.gather()
-    assert gradients.join(gradients.norms(p), p)[0] == pytest.approx(norm, rel=1e-7)
+    assert Gradients(*law.layout.gather()).joint(p)[0] == pytest.approx(norm, rel=1e-7)
     law.apply()
     ratios = torch.cat(
         [
@@ -138,7 +138,9 @@ def test_per_tensor_and_per_scope_budgets():
             torch.testing.assert_close(first[0], torch.tensor([0.6, 0.8]) * bound)
             assert torch.equal(second[0], raw[1][0])
             fields = stats.by_scope()
-            assert fields["threshold"].tolist() == pytest.approx([law.threshold, bound, bound])
+            assert fields["threshold"].tolist() == pytest.approx(
+                [bound * math.sqrt(2), bound, bound]
+            )
             assert fields["elements"].tolist() == [0.5, 1, 0]
             assert stats.payer.tolist() == [1, 1]
     # p = inf: the largest element is bounded by c however the gradient is cut up
@@ -150,7 +152,7 @@ def test_who_made_the_others_pay():
     """Lengths 4 and 3, c 2.5: both are halved; alone the first needed .625, the second 2.5/3, a third nothing."""
     raw = [[torch.tensor([4.0])], [torch.tensor([3.0])], [torch.tensor([0.0])]]
     _, stats = clip(Norm(threshold=2.5), *raw)
-    assert stats.payer.tolist() == pytest.approx([0.5 / 0.625, 0.5 / (2.5 / 3), 0.5])
+    assert stats.payer.tolist() == pytest.approx([0.5 / 0.625, 0.5 / (2.5 / 3), 1])
     _, stats = clip(Norm(threshold=10), *raw)
     assert stats.payer.tolist() == [1, 1, 1]
 
@@ -307,7 +309,10 @@ def test_scopes_do_not_touch_each_other_and_splitting_changes_nothing(
         ({"p": 0}, r"clip\.p "),
         ({"p": -2}, r"clip\.p "),
         ({"p": math.nan}, r"clip\.p "),
-        ({"per": "unit"}, r"clip=norm has no such clip\.per.*unit.*global, modality, tensor"),
+        (
+            {"per": "row"},
+            r"clip=norm has no clip\.per=row.*Available: global, modality, tensor, unit",
+        ),
         ({"per": "modaltiy"}, r"Did you mean modality"),
         ({"budget": "eahc"}, r"clip\.budget.*Did you mean each"),
         ({"eps": -1e-6}, r"clip\.eps"),
