@@ -8,8 +8,9 @@ Shape legend: K pieces (``Plan.pieces``); what is told of each is summed over it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,49 +29,61 @@ class Bucket(NamedTuple):
 
     Args:
         piece: which of ``Plan.pieces``.
-        positions: which of this step's tensors, all of one kind.
-        part: of the single one's elements as they lie there; None for all.
+        positions: which of this step's tensors, all of one dtype and device.
+        part: of the single one's elements; None for all.
+        size: number of elements.
     """
 
     piece: int
     positions: list[int]
     part: slice | None
+    size: int
+
+    def of(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        """What it holds of some tensors, as views."""
+        if self.part is not None:
+            return [flat[self.positions[0]][self.part]]
+        return [flat[k] for k in self.positions]
 
 
 def change(
-    plan: Plan,
-    tensors: Sequence[Tensor],
-    how: Callable[[list[Tensor]], None],
-    *,
-    squares: bool,
+    plan: Plan, flat: Sequence[Tensor], how: Callable[[list[Tensor]], None], *, squares: bool
 ) -> list[Tensor]:
     """Change each element in place, by a function of itself alone.
 
     Args:
-        plan, tensors: this step's.
-        how: is given some tensors of one kind, or parts of them, and changes them.
+        plan: this step's.
+        flat: this step's tensors, as views of one dimension.
+        how: is given parts of some of them, of one dtype and device, and changes them.
         squares: whether the sum of a^2 is wanted, too.
 
     Returns: [K] each: the sums of b^2 and of a b, the number of elements that differ, and the sum of a^2.
     """
-    buckets = cut(plan, tensors)
-    room, found = _room(plan, tensors, buckets), list[Tensor]()
+    buckets = cut(plan, flat)
+    before, after = _room(plan, buckets)
+    found: list[Tensor] = []
     for bucket in buckets:
-        parts = _parts(tensors, bucket)
-        a = _copied(plan, parts, room[0])
+        parts = bucket.of(flat)
+        a = _copied(plan, bucket, parts, before)
         raw = [torch.dot(a, a)] if squares else []
         how(parts)
-        found += _told(a, _flat(plan, parts, room[1])) + raw
+        found += _told(a, _joined(plan, bucket, parts, after)) + raw
     return _by_piece(plan, buckets, found, 3 + squares)
 
 
 def compare(plan: Plan, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Tensor]:
-    """[K] each: the sums of b^2 and of a b, and the number of elements that differ. Uses ``before`` up."""
+    """[K] each: the sums of b^2 and of a b, and the number of elements that differ. Uses ``before`` up.
+
+    Args:
+        plan: this step's.
+        before, after: this step's tensors, of one dimension.
+    """
     buckets = cut(plan, after)
-    room, found = _room(plan, after, buckets), list[Tensor]()
+    earlier, later = _room(plan, buckets)
+    found: list[Tensor] = []
     for bucket in buckets:
-        a = _flat(plan, _parts(before, bucket), room[0])
-        found += _told(a, _flat(plan, _parts(after, bucket), room[1]))
+        a = _joined(plan, bucket, bucket.of(before), earlier)
+        found += _told(a, _joined(plan, bucket, bucket.of(after), later))
     return _by_piece(plan, buckets, found, 3)
 
 
@@ -81,72 +94,74 @@ def _told(a: Tensor, b: Tensor) -> list[Tensor]:
     return [*sums, torch.dot(signs, signs)]
 
 
-def cut(plan: Plan, tensors: Sequence[Tensor]) -> list[Bucket]:
-    """The buckets that hold these tensors, in the order of the plan's pieces."""
+def cut(plan: Plan, flat: Sequence[Tensor]) -> list[Bucket]:
+    """The buckets that hold these tensors, in the order of the plan's pieces; worked out once for each plan."""
     on_cpu = plan.device.type == "cpu"
     most = min(IN_CACHE * torch.get_num_threads(), ON_GPU) if on_cpu else ON_GPU
-    found: list[Bucket] = []
-    for piece, positions in enumerate(plan.pieces):
-        open_: dict[object, tuple[list[int], int]] = {}  # by kind: positions, number of elements
-        for k in positions:
-            g, kind = tensors[k], plan.kinds[k]
-            n = g.numel()
-            if n > most and g.is_contiguous():
-                size = -(-n // -(-n // most))
-                size += -size % ALIGNED
-                found += [Bucket(piece, [k], slice(i, i + size)) for i in range(0, n, size)]
-                continue
-            its, total = open_.get(kind, ([], 0))
-            if its and total + n > most:
-                found.append(Bucket(piece, its, None))
-                its, total = [], 0
-            its.append(k)
-            open_[kind] = its, total + n
-        found += [Bucket(piece, its, None) for its, _ in open_.values()]
-    return found
+    key = (most, plan.sparse and tuple([g.numel() for g in flat]))
+    known = _cuts.setdefault(plan, {})
+    if key not in known:
+        sizes = [g.numel() for g in flat]
+        known[key] = [
+            b for piece in range(len(plan.pieces)) for b in _cut(plan, piece, sizes, most)
+        ]
+    return known[key]
 
 
-def _parts(tensors: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
-    if bucket.part is not None:
-        return [tensors[bucket.positions[0]].view(-1)[bucket.part]]
-    return [tensors[k] for k in bucket.positions]
+_cuts: WeakKeyDictionary[Plan, dict[object, list[Bucket]]] = WeakKeyDictionary()
 
 
-def _room(plan: Plan, tensors: Sequence[Tensor], buckets: Sequence[Bucket]) -> Tensor:
-    """Two rows, each with room for a bucket."""
-    sizes = [
-        sum(tensors[k].numel() for k in positions) if part is None else part.stop - part.start
-        for _, positions, part in buckets
-    ]
-    most = max(sizes, default=0)
-    return torch.empty((2, most + -most % ALIGNED), device=plan.device, dtype=plan.dtype)
+def _cut(plan: Plan, piece: int, sizes: Sequence[int], most: int) -> Iterator[Bucket]:
+    gathered: dict[object, list[int]] = {}  # positions, by dtype and device
+    for k in plan.pieces[piece]:
+        n = sizes[k]
+        if n > most:
+            size = -(-n // -(-n // most))
+            size += -size % ALIGNED
+            for i in range(0, n, size):
+                yield Bucket(piece, [k], slice(i, i + size), min(size, n - i))
+            continue
+        its = gathered.setdefault(plan.kinds[k], [])
+        total = sum(sizes[j] for j in its)
+        if its and total + n > most:
+            yield Bucket(piece, its, None, total)
+            its = gathered[plan.kinds[k]] = []
+        its.append(k)
+    for its in gathered.values():
+        yield Bucket(piece, its, None, sum(sizes[j] for j in its))
 
 
-def _copied(plan: Plan, parts: Sequence[Tensor], room: Tensor) -> Tensor:
-    """The elements of some tensors, one after another in the precision of norms, in ``room``."""
+def _room(plan: Plan, buckets: Sequence[Bucket]) -> tuple[Tensor, Tensor]:
+    """Twice the room for a bucket."""
+    most = max((bucket.size for bucket in buckets), default=0)
+    room = torch.empty((2, most + -most % ALIGNED), device=plan.device, dtype=plan.dtype)
+    return room[0], room[1]
+
+
+def _copied(plan: Plan, bucket: Bucket, parts: list[Tensor], room: Tensor) -> Tensor:
+    """The bucket's elements, one after another in the precision of norms."""
+    out = room[: bucket.size]
     if len(parts) == 1:
-        (part,) = parts
-        return room[: part.numel()].copy_(part.reshape(-1), non_blocking=True)
-    flat = [part.reshape(-1) for part in parts]
+        return out.copy_(parts[0], non_blocking=True)
     if plan.scattered or plan.cast is not None:
-        flat = [part.to(plan.device, plan.dtype, non_blocking=True) for part in flat]
-    return torch.cat(flat, out=room[: sum(map(len, flat))])
+        parts = [part.to(plan.device, plan.dtype, non_blocking=True) for part in parts]
+    return torch.cat(parts, out=out)
 
 
-def _flat(plan: Plan, parts: Sequence[Tensor], room: Tensor) -> Tensor:
-    """The same, as they lie there where they do so already."""
-    (part, *more) = parts
-    if more or plan.scattered or plan.cast is not None or not part.is_contiguous():
-        return _copied(plan, parts, room)
-    return part.view(-1)
+def _joined(plan: Plan, bucket: Bucket, parts: list[Tensor], room: Tensor) -> Tensor:
+    """The same; where they lie so already, as they lie there."""
+    if len(parts) > 1 or plan.scattered or plan.cast is not None:
+        return _copied(plan, bucket, parts, room)
+    return parts[0]
 
 
 def _by_piece(
     plan: Plan, buckets: Sequence[Bucket], found: list[Tensor], fields: int
 ) -> list[Tensor]:
     """What was told of each bucket, in ``fields`` numbers -> the same of each piece [K]."""
-    owners = [bucket.piece for bucket in buckets]
-    counts = [owners.count(piece) for piece in range(len(plan.pieces))]
+    counts = [0] * len(plan.pieces)
+    for bucket in buckets:
+        counts[bucket.piece] += 1
     of_piece = plan.gather(found).view(-1, fields).split(counts)
     sums = [each.sum(0) for each in of_piece]
     return list(torch.stack(sums).unbind(1)) if sums else [plan.gather([])] * fields

@@ -204,13 +204,15 @@ class Gradients:
 
         Faster than ``open``: what an element was is kept no longer than it takes to compare.
         """
-        if self._keep or self._before is not None or self._factors is not None:
+        together = self._keep or self._before is not None or self._factors is not None
+        if together or not all([g.is_contiguous() for g in self.tensors]):
             for g in self.open():
                 how([g])
             return
         self._check_alone()
         measured = "raw" in self.__dict__
-        self._sums = change(self.plan, self.tensors, how, squares=not measured)
+        flat = [g.view(-1) for g in self.tensors]
+        self._sums = change(self.plan, flat, how, squares=not measured)
         self._norms.clear()
         self._row_norms.clear()
 
@@ -319,7 +321,9 @@ class Gradients:
         plan, sums = self.plan, self._sums
         if sums is None:
             assert self._before is not None
-            sums = compare(plan, self._before, self.tensors)
+            sums = compare(
+                plan, *([g.reshape(-1) for g in t] for t in (self._before, self.tensors))
+            )
         if plan.shards is not None:
             sums = list(plan.shards.of_tensors(torch.stack(sums), 1.0))
         squares, inner, changed, *rest = sums
