@@ -193,6 +193,8 @@ CASES = [
     ("between micro-batches", "before the clip", 12),
     ("rarely saved", "after a step", 31),
     ("stopping", "before a step", 40),
+    ("clipped updates", "after a step", 31),
+    ("clipped updates", "before the clip", 18),
     ("double", "before a step", 18),
     ("thinned", "before a step", 18),
     ("per loss", "before a step", 12),
