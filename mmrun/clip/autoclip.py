@@ -60,7 +60,7 @@ class AutoClip(Adaptive):
         new = torch.where(norms > 0, norms, math.inf)
         ring = state["ring"].scatter(-1, place[:, None], new[:, None])  # [U, window]
         ordered = ring.sort(-1).values
-        last = torch.isfinite(ordered).to(ordered.dtype).sum(-1) - 1  # [U]
+        last = (seen + (norms > 0)).clamp(max=self.window) - 1  # [U]
         at = last * (min(self.current, 100.0) / 100.0)
         low = at.long()
         pair = torch.stack((low, torch.minimum(low + 1, last.long())), -1).clamp_(min=0)

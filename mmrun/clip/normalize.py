@@ -52,6 +52,6 @@ class Normalize(Bounded):
 
 def to_length(norms: Tensor, limits: Tensor | float, eps: float = 0.0) -> Tensor:
     """The coefficient c / (n + eps) where n is finite and above 0, and c is finite; elsewhere 1."""
-    ok = torch.isfinite(norms) & (norms > 0)
+    ok = (norms > 0) & (norms < torch.inf)
     wanted = limits / (torch.where(ok, norms, 1.0) + eps)
     return torch.where(ok & (wanted < torch.inf), wanted, 1.0).clamp_(max=LARGEST)

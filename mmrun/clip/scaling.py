@@ -60,7 +60,7 @@ class Scaling(Law):
         A step that is finite in part is made 0 as a whole by the engine's default policy; without an engine as well
         it is as if it had not been.
         """
-        ok = torch.isfinite(norms) & (norms > 0)
+        ok = (norms > 0) & (norms < torch.inf)
         return ok if self.per == "global" else ok & torch.isfinite(gradients.raw.sum())
 
     def clip(self, gradients: Gradients) -> InForce:

@@ -62,7 +62,7 @@ class Skip(Adaptive):
 
     def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:
         """0 for a finite norm above the limit, else 1."""
-        return torch.where(torch.isfinite(norms) & (norms > limits), 0.0, 1.0)
+        return torch.where((norms > limits) & (norms < torch.inf), 0.0, 1.0)
 
     def clip(self, gradients: Gradients) -> InForce:
         """As every scaling; and whether the whole step is left out."""

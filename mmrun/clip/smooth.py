@@ -28,5 +28,5 @@ class Smooth(Bounded):
 
     def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:
         """1 / (1 + n / c), exactly 1 where n is 0 or not finite, or c infinite."""
-        ok = torch.isfinite(norms) & (norms > 0)
+        ok = (norms > 0) & (norms < torch.inf)
         return torch.where(ok, 1.0 / (1.0 + norms / limits), 1.0)

@@ -279,6 +279,13 @@ def test_autoclip_forgets_what_leaves_the_window():
     law = AutoClip(100.0, window=3)  # the largest of the last three
     assert outcomes(law, [9.0, 1.0, 2.0, 3.0, 0.0, 1.0]) == [9.0, 1.0, 2.0, 3.0, 0.0, 1.0]
     assert sorted(law.state_dict()["ring"][""][0].tolist()) == [1.0, 2.0, 3.0]
+    bound = bind(law := AutoClip(50.0), {"a": {"x": [0.0]}})
+    assert [step(law, bound, x=n)["threshold"][""].item() for n in (0.0, 1.0, 3.0, 0.0)] == [
+        INF,
+        1.0,
+        2.0,
+        2.0,
+    ]
     median = AutoClip(50.0, window=3)
     assert outcomes(median, [9.0, 1.0, 2.0, 3.0, 9.0]) == [9.0, 1.0, 2.0, 2.0, 3.0]
 
@@ -293,6 +300,11 @@ def test_zclip_starts_with_population_statistics_and_bounds_outliers():
 
 
 def test_quantile_has_a_least_threshold():
+    # Each norm meets the threshold from before it.
+    moved = math.exp(0.1)
+    assert outcomes(Quantile(0.5, initial=1.0), [9.0, 9.0, 0.5, 9.0]) == pytest.approx(
+        [1.0, moved, 0.5, moved]
+    )
     law = Quantile(0.5, initial=1.0, lowest=0.9)
     outcomes(law, [0.1] * 5)
     assert field(law, "limit") == 0.9
