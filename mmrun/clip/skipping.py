@@ -1,4 +1,9 @@
-"""Leaving out an optimizer's step on the word of a number that is still on the device: fused optimizers can."""
+"""Leaving out an optimizer's step on the word of a number that is still on the device: fused optimizers can.
+
+They could multiply gradients as well (``grad_scale``). That saves 12 % of clip and step with 10 million weights in 40
+tensors on a CPU and nothing with 160 thousand, works for one coefficient per optimizer, and leaves
+gradients unclipped to whoever reads them before the step: it is not done.
+"""
 
 from __future__ import annotations
 

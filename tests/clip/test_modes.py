@@ -68,7 +68,7 @@ class SkipLong(Unclipped):
         return super().clip(gradients)._replace(skipped=skipped)
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed: int = 0) -> Any:  # a module, whose layers have no type
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
 
@@ -187,25 +187,22 @@ def test_a_skipped_step_of_a_fused_optimizer_is_no_step(name: str, first: bool, 
         rest = list(model[0].parameters())
         optimizer = OPTIMIZERS[name]([{"params": rest}, {"params": head, "lr": 0.01}])
         clip = Clipper(Norm(0.5))
-        for step in range(4):
+        done = (1 if first else 3) if spoilt else 4
+        for step in range(done):
             optimizer.zero_grad()
             loss_of(model, step).backward()
             clip(optimizer)
             optimizer.step()
             assert not hasattr(optimizer, "found_inf")
-            if spoilt and step == (0 if first else 2):
-                break
         if spoilt:
             before, state = weights(model), copy.deepcopy(optimizer.state_dict())
-            gradient = model[2].weight.grad
-            assert gradient is not None
-            gradient[0, 0] = bad
+            model[2].weight.grad[0, 0] = bad
             clip(optimizer)
             assert hasattr(optimizer, "found_inf")
             optimizer.step()
             assert same(before, weights(model))
             assert same(state, optimizer.state_dict())
-            for later in range(step + 1, 4):
+            for later in range(done, 4):
                 optimizer.zero_grad()
                 loss_of(model, later).backward()
                 clip(optimizer)
