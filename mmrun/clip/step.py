@@ -288,23 +288,21 @@ class Gradients:
     def stats(self, in_force: InForce) -> Stats:
         """Carry out what is noted, and say what became of the gradients."""
         plan, member = self.plan, self.plan.member
-        if self._sums is None:
-            raw = self.raw
         if self._before is not None or self._sums is not None:
             self._write()
             raw, clipped, inner, changed = self._of_pieces()
             member = plan.pieces_member
         elif self._factors is None:
-            clipped = self.norms()
+            raw, clipped = self.raw, self.norms()
             inner, changed = raw * clipped, torch.zeros_like(raw)
         elif self._per == "unit":
-            rows, factors = self._measured_rows(2.0), self._factors
+            raw, rows, factors = self.raw, self._measured_rows(2.0), self._factors
             squares = rows * rows
             clipped = plan.of_rows(rows * factors, 2.0)
             inner = plan.sum_rows(squares * factors)
             changed = plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1))
         else:
-            factors = plan.expand(self._factors, self._per)
+            raw, factors = self.raw, plan.expand(self._factors, self._per)
             clipped = self.norms()
             inner, changed = raw * clipped, plan.sizes * raw.sign() * (factors != 1)
         self._write()
