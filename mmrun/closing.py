@@ -13,7 +13,7 @@ from mmrun.checkpoint import read_checkpoint
 from mmrun.datasets import SplitName
 from mmrun.module import MultimodalModule, Scores
 from mmrun.runs.layout import Paths
-from mmrun.runs.verdict import Stability, stability
+from mmrun.runs.stability import Stability, stability
 from mmrun.trainer import limited
 
 

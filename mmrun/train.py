@@ -276,7 +276,7 @@ class _Training:
                 threshold=self.module.pipeline.clipper.threshold,
                 per=self.config["clip"].get("per", "global"),
                 optimizer=self.run.record["choices"].get("optimizer", ""),
-                of=self.module.pipeline.clipper.on,
+                settings=self.config["clip"],
                 stable=stable,
                 counted=recorder.counted(),
             ),

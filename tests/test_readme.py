@@ -1,4 +1,4 @@
-"""Every command and the Python example of the README run as they stand there."""
+"""Every command and Python example of the README and of docs/ runs as it stands there."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from mmrun.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 
 # What makes a command quick without changing what it says: appended, so that it could also override.
 QUICK = ["trainer=smoke", "logger=none"]
 KEPT = ["trainer.checkpoint=both", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    lines = "".join(blocks("bash")).splitlines()
+    texts = [README, *DOCS.values()]
+    lines = "".join(block for text in texts for block in blocks("bash", text)).splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
@@ -100,6 +102,25 @@ def test_python_example_clips():
     # Two modalities share a total of 0.5: each is cut to 0.5 / sqrt(2), together 0.5.
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     assert norm.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_docs_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    examples = [block for text in DOCS.values() for block in blocks("python", text)]
+    assert examples
+    for example in examples:
+        exec(example, {})
+    assert torch.load("clip.pt", weights_only=True)["steps"] == 1
+
+
+def test_docs_name_every_law():
+    """And no other."""
+    named = set(
+        re.findall(
+            r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", DOCS["clipping.md"], re.MULTILINE))
+        )
+    )
+    assert named | {"none"} == {path.stem for path in (ROOT / "conf/clip").glob("*.yaml")}
 
 
 def test_readme_is_short():

@@ -280,7 +280,8 @@ class Clipper:
             in_force = law.clip(gradients)
             if floor is not None:
                 floor.clip(gradients)
-            if in_force.skipped is not None:
+            # What one law of several leaves out is its own scopes' gradient, not the whole step.
+            if in_force.skipped is not None and len(parts) == 1:
                 skip = in_force.skipped if skip is None else skip | in_force.skipped
             done.append(gradients.stats(in_force))
         if skip is not None and optimizer is not None and can_skip(optimizer):

@@ -77,7 +77,7 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         return block
     columns = read_columns(Paths(directory).gradients)
     settings = _mapping(record["config"].get("clip"))
-    algorithm = block.get("algorithm") or _law(str(settings.get("_target_", "")))
+    algorithm = block.get("algorithm") or verdict.law_of(str(settings.get("_target_", "")))
     if not algorithm or not columns or not len(next(iter(columns.values()))):
         return block
     threshold = settings.get("threshold")
@@ -88,6 +88,7 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         threshold=threshold if isinstance(threshold, (int, float, str)) else None,
         per=str(settings.get("per", "global")),
         optimizer=str(optimizer),
+        settings=settings,
     )
 
 
@@ -113,12 +114,6 @@ def _text(value: object, style: str = "") -> Text:
 def _trimmed(out: io.StringIO) -> str:
     """What was printed, without the blanks that rich pads cells with."""
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def _law(target: str) -> str:
-    """Name of a clip law from its class: ours is the file's, a user's the class in lower case."""
-    module, _, name = target.rpartition(".")
-    return module.rpartition(".")[2] if module.startswith("mmrun.") else name.lower()
 
 
 def _print_unreadable(console: Console, directory: Path, record: Mapping[str, Any]) -> None:

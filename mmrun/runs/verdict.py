@@ -1,29 +1,20 @@
-"""Did clipping engage, and did training stay stable? Answers in numbers and in one sentence.
+"""Did clipping engage? Answers in numbers and in one sentence.
 
 Pure functions over what a run recorded; numpy alone, so that a training can ask them at its end.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from mmrun.runs.stability import Stability
 
 Array = NDArray[np.float64]
-State = Literal["ok", "spiked", "collapsed", "diverged"]
 
-SPIKE_FACTOR = 10.0  # times the running median of the last SPIKE_WINDOW steps
-SPIKE_WINDOW = 100
-COLLAPSE_FACTOR = 0.9  # of the first loss
-COLLAPSE_MIN_STEPS = 20
-FIRST_STEPS = 3
-LUCKY_WINDOW = 15  # a median this wide steps over single batches, and still dates an early collapse
-FINAL_SHARE = 0.05
-FINAL_MIN_STEPS = 5
 SPREAD_QUANTILES = (50, 90, 99)
 # Optimizers that divide by a running size of the gradient: a constant factor on it cancels out.
 ADAPTIVE = (
@@ -40,66 +31,6 @@ ADAPTIVE = (
 )
 # Labels as people write them, where capitalizing the name would not do.
 _LABELS = {"adamw": "AdamW", "rmsprop": "RMSprop", "nadam": "NAdam", "radam": "RAdam"}
-_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How a training went, and the step at which it went wrong.
-
-    Args:
-        state: the worst that applies: ok, spiked, collapsed, diverged.
-        step: where it began; None when ok, or when only the metric tells.
-        never_learnt: a collapse in which the loss never fell at all.
-    """
-
-    state: State
-    step: int | None = None
-    never_learnt: bool = False
-
-    def __str__(self) -> str:
-        if self.state == "ok":
-            return "stable"
-        if self.state == "spiked":
-            return f"the loss spiked at step {self.step}"
-        if self.state == "collapsed" and self.never_learnt:
-            return "collapsed: the loss never fell for good"
-        if self.step is None:
-            return "collapsed: the metric is at chance"
-        return f"{self.state} at step {self.step}"
-
-
-def stability(
-    losses: ArrayLike, steps: ArrayLike | None = None, *, at_chance: bool = False
-) -> Stability:
-    """Judge a training by its losses; the worst that applies counts.
-
-    - diverged: a loss is not finite.
-    - collapsed: the median of the last 5 % of losses (at least five) is not below 0.9 of the first
-      (median of three), or the metric is at chance; from 20 losses on.
-    - spiked: a loss is over ten times the median of up to 100 before it, and above the first.
-
-    Args:
-        losses: training loss per recorded step [N], none missing.
-        steps: the steps they belong to [N]; 0, 1, 2, ... by default.
-        at_chance: the final metric is no better than guessing.
-    """
-    loss = np.asarray(losses, dtype=np.float64).ravel()
-    at = np.arange(loss.size) if steps is None else np.asarray(steps).ravel()
-    if loss.size == 0:
-        return Stability("ok")
-    broken = np.flatnonzero(~np.isfinite(loss))
-    if broken.size:
-        return Stability("diverged", int(at[broken[0]]))
-    if loss.size >= COLLAPSE_MIN_STEPS:
-        window = max(FINAL_MIN_STEPS, math.ceil(FINAL_SHARE * loss.size))
-        bound = _collapse_bound(loss)
-        if float(np.median(loss[-window:])) >= bound:
-            return _collapse(loss, at, bound, window)
-        if at_chance:
-            return Stability("collapsed")
-    spike = _first_spike(loss)
-    return Stability("ok") if spike is None else Stability("spiked", int(at[spike]))
 
 
 def clip_block(
@@ -111,7 +42,7 @@ def clip_block(
     optimizer: str = "",
     stable: Stability | None = None,
     counted: Mapping[str, float] | None = None,
-    of: str = "gradient",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The ``clip`` block of run.json, its verdict included.
 
@@ -128,7 +59,7 @@ def clip_block(
         stable: how the training went.
         counted: over every step, also those without a row: ``clip/fraction`` and ``clip/fraction/<scope>``,
             ``clip/elements``, and the number ``grad/nonfinite``.
-        of: what was clipped, the gradient or the optimizer's update.
+        settings: the config's ``clip``, for what there was beside the law: scopes with laws of their own, a floor.
     """
     known = counted or {}
     norms = _finite(gradients.get("grad/norm"))
@@ -154,8 +85,8 @@ def clip_block(
                 "grad/nonfinite", np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)
             )
         ),
-        optimizer=optimizer if of == "gradient" else "",
-        of="" if of == "gradient" else f" of the {of}",
+        optimizer=optimizer,
+        settings=settings or {},
         stable=stable,
     )
     return block
@@ -188,7 +119,7 @@ def _sentence(
     norms: Array,
     nonfinite: int,
     optimizer: str,
-    of: str,
+    settings: Mapping[str, Any],
     stable: Stability | None,
 ) -> str:
     parts: list[str] = []
@@ -196,8 +127,11 @@ def _sentence(
         parts.append(str(stable))
     fraction, coefficient = block["fraction"], block["coefficient"]
     threshold = "" if block["threshold"] is None else f" {short(block['threshold'])}"
-    label = f"{block['algorithm']}{threshold}{of}"
-    if block["algorithm"] == "none":
+    beside = _beside(settings)
+    of_update = settings.get("on") == "update"
+    label = f"{block['algorithm']}{threshold}{' of the update' if of_update else ''}"
+    label += f" ({', '.join(beside)})" if beside else ""
+    if block["algorithm"] == "none" and not beside:
         if norms.size:
             p50, p99 = np.percentile(norms, (50, 99))
             parts.append(f"no clipping: gradient norm p50 {short(p50)}, p99 {short(p99)}")
@@ -213,11 +147,33 @@ def _sentence(
         if coefficient is not None:
             said += f", median coefficient {short(coefficient)}"
         parts.append(said)
-        if is_adaptive(optimizer):
+        if is_adaptive(optimizer) and not of_update:
             parts.append(f"with {optimizer_label(optimizer)} expect little effect")
     if nonfinite:
         parts.append(f"{nonfinite} step{'s' if nonfinite > 1 else ''} with non-finite gradients")
     return "; ".join(parts)
+
+
+def _beside(settings: Mapping[str, Any]) -> list[str]:
+    """What acts beside the law: ``audio: value 0.1``, ``floor 0.1``."""
+    own = settings.get("scopes")
+    words: list[str] = []
+    for scope, node in (own if isinstance(own, Mapping) else {}).items():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        law = law_of(str(node.get("_target_", ""))) if isinstance(node, Mapping) else str(node)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        number = _number(node.get("threshold")) if isinstance(node, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        words.append(f"{scope}: {law}" + ("" if number is None else f" {short(number)}"))
+    floor = _number(settings.get("floor"))
+    return words + ([f"floor {short(floor)}"] if floor else [])
+
+
+def law_of(target: str) -> str:
+    """Name of a clip law from its class: ours is the file's, a user's the class in lower case.
+
+    >>> law_of("mmrun.clip.block_rms.BlockRMS"), law_of("mine.laws.Halve")
+    ('block_rms', 'halve')
+    """
+    module, _, name = target.rpartition(".")
+    return module.rpartition(".")[2] if module.startswith("mmrun.") else name.lower()
 
 
 def _scopes(
@@ -255,51 +211,6 @@ def _engaged(gradients: Mapping[str, Array], suffix: str) -> NDArray[np.bool_] |
     if coefficient is not None and np.isfinite(coefficient).any():
         return np.abs(coefficient - 1) > 1e-6
     return None
-
-
-def _collapse_bound(loss: Array) -> float:
-    first = float(np.median(loss[:FIRST_STEPS]))
-    # A share of a loss that may be negative means nothing; then it must only have fallen at all.
-    return COLLAPSE_FACTOR * first if first > 0 else first
-
-
-def _collapse(loss: Array, at: NDArray[Any], bound: float, window: int) -> Stability:
-    """Where the loss rose above the bound for good, by a running median over single lucky batches."""
-    window = min(window, LUCKY_WINDOW)
-    below = np.flatnonzero(_running_median(loss, window) < bound)
-    if below.size == 0:
-        return Stability("collapsed", int(at[0]), never_learnt=True)
-    # Medians [i, i + window); half of the last low one is already past the rise.
-    start = int(below[-1]) + window - window // 2
-    return Stability("collapsed", int(at[min(start, loss.size - 1)]))
-
-
-def _first_spike(loss: Array) -> int | None:
-    """First index that is over ten times the median of up to 100 losses before it."""
-    suspects = np.flatnonzero(loss > loss[0])
-    early = suspects[suspects < SPIKE_WINDOW]
-    for index in early:
-        median = float(np.median(loss[:index]))
-        if median > 0 and loss[index] > SPIKE_FACTOR * median:
-            return int(index)
-    late = suspects[suspects >= SPIKE_WINDOW]
-    if late.size == 0:
-        return None
-    windows = np.lib.stride_tricks.sliding_window_view(loss, SPIKE_WINDOW)
-    for begin in range(0, late.size, _CHUNK):
-        index = late[begin : begin + _CHUNK]
-        medians = np.median(windows[index - SPIKE_WINDOW], axis=1)
-        hits = index[(medians > 0) & (loss[index] > SPIKE_FACTOR * medians)]
-        if hits.size:
-            return int(hits[0])
-    return None
-
-
-def _running_median(values: Array, window: int) -> Array:
-    """Median of every full window [N - window + 1], in pieces that fit the cache."""
-    windows = np.lib.stride_tricks.sliding_window_view(values, window)
-    pieces = [np.median(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
-    return np.concatenate(pieces)
 
 
 def _finite(values: Array | None) -> Array:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mmrun.runs.verdict import Stability, clip_block, is_adaptive, optimizer_label, stability
+from mmrun.runs.stability import Stability, stability
+from mmrun.runs.verdict import clip_block, is_adaptive, optimizer_label
 from tests.running import cpu_seconds
 
 
@@ -231,3 +232,15 @@ def test_without_elements_the_coefficient_tells():
     given = columns()
     del given["clip/elements"]
     assert clip_block(given, algorithm="norm")["fraction"] == pytest.approx(0.83)
+
+
+def test_what_acts_beside_the_law_is_said():
+    own = {"audio": {"_target_": "mmrun.clip.value.Value", "threshold": 0.1}}
+    settings = {"scopes": own, "floor": 0.2, "on": "update"}
+    said = clip_block(columns(), algorithm="none", settings=settings, optimizer="adam")["verdict"]
+    assert said.startswith("none of the update (audio: value 0.1, floor 0.2) clipped ")
+    assert "expect" not in said, "under Adam it is the update whose clipping acts"
+    plain = clip_block(
+        columns(), algorithm="none", settings={"scopes": {}, "floor": 0.0, "on": "gradient"}
+    )
+    assert plain["verdict"].startswith("no clipping")
