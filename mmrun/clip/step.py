@@ -91,19 +91,21 @@ class Gradients:
         """L2 norms of the weights of the units of a granularity [U].
 
         Trainable weights count also where they have no gradient at this step, so that a bound made of them does not
-        move with a modality that is missing; but not rows (``unit``), nor what is spread over processes.
+        move with a modality that is missing; but not rows (``unit``), nor weights that were given beside an update.
         """
         plan = self.plan
-        weights = self._weights
-        if weights is None:
-            weights = [plan.layout.parameters[i].detach() for i in plan.present]
-        here = [local(w) for w in weights]
         if per == "unit":
-            return self._rows(here, 2.0)
-        norms = self._placed(plan.norms(here), 2.0)
-        if plan.index is not None:
-            absent, index = plan.absent
-            norms = norms.index_copy(0, index, plan.norms([p.detach() for p in absent]))
+            weights = self._weights
+            if weights is None:
+                weights = [plan.layout.parameters[i].detach() for i in plan.present]
+            return self._rows([local(w) for w in weights], 2.0)
+        if self._weights is not None:
+            norms = self._placed(plan.norms([local(w) for w in self._weights]), 2.0)
+        else:
+            every = [local(p.detach()) for p in plan.layout.parameters]
+            norms = torch.where(plan.trainable, plan.norms(every), 0.0)
+            if plan.shards is not None:
+                norms = plan.shards.of_tensors(norms, 2.0)
         if per == "tensor":
             return norms
         joint = plan.join(norms, "tensor", 2.0)
