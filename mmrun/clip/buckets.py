@@ -76,7 +76,8 @@ def compare(plan: Plan, before: Sequence[Tensor], after: Sequence[Tensor]) -> li
 
     Args:
         plan: this step's.
-        before, after: this step's tensors, of one dimension.
+        before: copies of this step's tensors, of one dimension.
+        after: these tensors themselves, of one dimension.
     """
     buckets = cut(plan, after)
     earlier, later = _room(plan, buckets)

@@ -93,7 +93,7 @@ class Gradients:
         weights = self._weights
         if weights is None:
             weights = [plan.layout.parameters[i].detach() for i in plan.present]
-        here = [local(w) for w in weights]
+        here = [local(w) for w in weights] if plan.shards is not None else list(weights)
         if per == "unit":
             return self._rows(here, 2.0)
         norms = self._placed(plan.norms(here), 2.0)
@@ -123,6 +123,8 @@ class Gradients:
         return joint[1:] if per == "modality" else joint[:1]
 
     def _measured(self, p: float) -> Tensor:
+        if p in self._row_norms and p not in self._norms:
+            self._norms[p] = self.plan.of_rows(self._row_norms[p], p)
         if p not in self._norms:
             self._norms[p] = self._placed(self.plan.norms(self.tensors, p), p)
         return self._norms[p]
@@ -142,25 +144,27 @@ class Gradients:
     def _rows(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         """p-norms of the rows of this step's tensors, among those of all parameters [R]."""
         plan = self.plan
+        # One call for all that are one unit; on a CPU calls are what many small tensors cost.
+        whole = iter(plan.norms([tensors[k] for k in plan.single], p).split(1))
+        uneven = plan.shards is not None or plan.sparse
         found: list[Tensor] = []
-        for i, n_rows in enumerate(plan.layout.rows):
-            k = plan.position[i]
+        for k, n_rows, over, _ in plan.parts:
             if k is None:
                 found.append(plan.filled(0.0, n_rows))
                 continue
-            g, axis, table = tensors[k], plan.axis(k), self._table_row(k)
-            if not g.numel():  # a shard, or a sparse gradient, that has nothing
+            if over is None:
+                norms = next(whole)
+            elif uneven and not tensors[k].numel():  # a shard, or a sparse gradient, without any
+                table = self._table_row(k)
                 norms = plan.filled(0.0, n_rows if table is None else len(table))
-            elif axis is None:
-                norms = torch.linalg.vector_norm(g, p, dtype=plan.cast).reshape(1)
             else:
-                over = [d for d in range(g.ndim) if d != axis]
-                norms = torch.linalg.vector_norm(g, p, dim=over, dtype=plan.cast)
-            norms = moved(norms, plan.device, plan.wide)
-            if table is not None and len(norms) != n_rows:
-                norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
+                norms = torch.linalg.vector_norm(tensors[k], p, dim=over, dtype=plan.cast)
+            if uneven or plan.scattered:
+                norms, table = moved(norms, plan.device, plan.wide), self._table_row(k)
+                if table is not None and len(norms) != n_rows:
+                    norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
-        rows = torch.cat(found) if found else plan.filled(0.0, 0)
+        rows = torch.cat(found).to(plan.wide) if found else plan.filled(0.0, 0)
         return rows if plan.shards is None else plan.shards.of_units(rows, p)
 
     @property
@@ -205,7 +209,7 @@ class Gradients:
         Faster than ``open``: what an element was is kept no longer than it takes to compare.
         """
         together = self._keep or self._before is not None or self._factors is not None
-        if together or not all([g.is_contiguous() for g in self.tensors]):
+        if together or not all(g.is_contiguous() for g in self.tensors):
             for g in self.open():
                 how([g])
             return
@@ -266,15 +270,21 @@ class Gradients:
                 _foreach_mul_(tensors, moved(factors[unit], device, dtype))
 
     def _multiply_rows(self, factors: Tensor) -> None:
-        plan = self.plan
-        of_each = factors.split(list(plan.layout.rows))
-        for k, i in enumerate(plan.present):
-            g, axis, table = self.tensors[k], plan.axis(k), self._table_row(k)
-            each = moved(of_each[i], g.device)
-            if table is not None:
-                each = each.index_select(0, table)
-            shape = [-1 if d == axis else 1 for d in range(g.ndim)] if axis is not None else []
-            g.mul_(each.reshape(shape))
+        plan, single = self.plan, list[Tensor]()
+        for (k, _, over, shape), each in zip(
+            plan.parts, factors.split(list(plan.layout.rows)), strict=True
+        ):
+            if k is None:
+                continue
+            g, table = self.tensors[k], self._table_row(k)
+            if plan.scattered:
+                each = moved(each, g.device)
+            if over is None:
+                single.append(each.view(()))
+            else:
+                g.mul_((each if table is None else each.index_select(0, table)).view(shape))
+        if single:
+            _foreach_mul_([self.tensors[k] for k in plan.single], single)
 
     # Telling
 
