@@ -7,6 +7,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -44,14 +45,14 @@ class Target(NamedTuple):
 def main(words: Sequence[str] | None = None) -> None:
     """Time the cases and print the table."""
     given = arguments(words)
-    laws = given.only or sorted(path.stem for path in (conf_dir() / "clip").glob("*.yaml"))
+    laws = given.only or options()
     summary: dict[str, dict[str, float]] = {}
     print(f"{pairs.machine()}; {given.rounds} rounds, cases in turn; ms of {clock()} per step")  # noqa: T201 (its output)
     print(HEAD)  # noqa: T201
     for size in given.sizes:
         bound = parameters(size)
         for group in chain([bandwidth(bound)], groups(laws, bound)):
-            calls = 5 if given.quick else 40
+            calls = 5 if given.quick else 20
             found = measured(group, bound, rounds=given.rounds, calls=calls, size=size)
             summary |= {name: each for name, each in found.items() if name not in summary}
             for line in lines(group, found, size):
@@ -97,6 +98,11 @@ class Case(NamedTuple):
     step: Step
     target: Target | None = None
     repeats: int = 1
+
+
+def options() -> list[str]:
+    """Every law of conf/clip."""
+    return sorted(path.stem for path in (conf_dir() / "clip").glob("*.yaml"))
 
 
 def bandwidth(bound: Named) -> dict[str, Case]:
@@ -151,7 +157,12 @@ def groups(laws: Sequence[str], bound: Named) -> Iterator[dict[str, Case]]:
 
 def clipper(option: str) -> Clipper:
     """The law of conf/clip/<option>.yaml with the engine around it, as a training has it."""
-    return build.clip(compose.point([f"clip={option}"]).config["clip"], total_steps=10_000)
+    return build.clip(_config(option), total_steps=10_000)
+
+
+@cache
+def _config(option: str) -> dict[str, Any]:
+    return compose.point([f"clip={option}"]).config["clip"]
 
 
 def target(option: str, law: Law) -> Target | None:
@@ -325,7 +336,7 @@ def lines(
         if case.target is not None:
             base, most = case.target
             ratio = found[pairs.over(f"{name}/{size}", f"{base}/{size}")]
-            line += f"  {ratio['median']:.2f} of {most:g} x {base.removeprefix('clip_grad_')}"
+            line += f"  {ratio['median']:.2f} of {most:g} {base.removeprefix('clip_grad_')}"
         yield line.rstrip()
 
 
