@@ -71,7 +71,7 @@ class Gradients:
             return self._measured(p)
         if self._per == "unit":
             return self.plan.of_rows(self._measured_rows(p) * self._factors, p)
-        return self._measured(p) * self.plan.expand(self._factors, self._per)
+        return self._measured(p) * self._noted()
 
     def unit_norms(self, per: Per, p: float = 2.0) -> Tensor:
         """p-norms of the units of a granularity [U]; 0 where there is no gradient."""
@@ -243,6 +243,12 @@ class Gradients:
             g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._norms.clear()
 
+    def _noted(self) -> Tensor:
+        """The coefficients of all parameters [N]; or [1], which broadcasts: on a CPU a call costs what 1000 numbers do."""
+        assert self._factors is not None
+        one = self._per == "global"
+        return self._factors if one else self.plan.expand(self._factors, self._per)
+
     def _noted_for_rows(self) -> Tensor:
         assert self._factors is not None
         return self.plan.expand_to_rows(self._factors, self._per)
@@ -291,25 +297,13 @@ class Gradients:
     def stats(self, in_force: InForce) -> Stats:
         """Carry out what is noted, and say what became of the gradients."""
         plan, member = self.plan, self.plan.member
-        if self._sums is None:
-            raw = self.raw
         if self._before is not None or self._sums is not None:
             self._write()
             raw, clipped, inner, changed = self._of_pieces()
             member = plan.pieces_member
-        elif self._factors is None:
-            clipped = self.norms()
-            inner, changed = raw * clipped, torch.zeros_like(raw)
-        elif self._per == "unit":
-            rows, factors = self._measured_rows(2.0), self._factors
-            squares = rows * rows
-            clipped = plan.of_rows(rows * factors, 2.0)
-            inner = plan.sum_rows(squares * factors)
-            changed = plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1))
         else:
-            factors = plan.expand(self._factors, self._per)
-            clipped = self.norms()
-            inner, changed = raw * clipped, plan.sizes * raw.sign() * (factors != 1)
+            raw = self.raw
+            clipped, inner, changed = self._scaled(raw)
         self._write()
         if self._finite is not None:  # what a policy did is not the law's doing
             changed = torch.where(self._finite, changed, 0.0)
@@ -325,6 +319,23 @@ class Gradients:
             scopes=plan.scopes,
             dtype=plan.dtype,
         )
+
+    def _scaled(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(clipped, inner, changed) of each parameter [N], where they follow from norms and coefficients."""
+        plan = self.plan
+        if self._factors is None:
+            clipped = self.norms()
+            return clipped, raw * clipped, torch.zeros_like(raw)
+        if self._per == "unit":
+            rows, factors = self._measured_rows(2.0), self._factors
+            changed = plan.row_sizes * rows.sign() * (factors != 1)
+            return (
+                plan.of_rows(rows * factors, 2.0),
+                plan.sum_rows(rows * rows * factors),
+                plan.sum_rows(changed),
+            )
+        factors, clipped = self._noted(), self.norms()
+        return clipped, raw * clipped, plan.sizes * raw.sign() * (factors != 1)
 
     def _of_pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(raw, clipped, inner, changed) of each piece [K], where elements were changed one by one."""
