@@ -55,6 +55,23 @@ def test_two_ranks_do_what_one_process_does(capfd: pytest.CaptureFixture[str]):
     assert not same(states[0], states[1]), "each rank has random numbers of its own"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["clip=value_0.003"], ["clip=0.1", "clip.per=modality", "clip.split=norm"]],
+    ids=["value", "per modality"],
+)
+def test_two_ranks_clip_as_one_process_does(words: list[str]):
+    directory = Path("ranks").absolute()
+    words = [*(w for w in WORDS if not w.startswith("clip")), *words, "trainer.max_epochs=3"]
+    fit(*words, "trainer=ddp", directory=directory)
+    alone = fit(*words, directory=Path("alone"))
+    check_against(alone, directory)
+    assert (column(directory / "gradients.csv", "clip/coefficient") < 0.9).any()
+    states = [saved(each)["clip"]["laws"][""]["state"] for each in (directory, alone["directory"])]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-8)
+
+
 def test_half_a_gradient_of_every_rank_is_kept():
     """A run against itself, gone on with from a checkpoint that lies between two micro-batches."""
     words = [word for word in WORDS if "batch_size" not in word and "lr" not in word]

@@ -209,6 +209,8 @@ CASES = [
     ("between micro-batches", "before the clip", 12),
     ("rarely saved", "after a step", 31),
     ("stopping", "before a step", 40),
+    ("clipped updates", "after a step", 31),
+    ("clipped updates", "before the clip", 18),
     ("double", "before a step", 18),
     ("features", "before a step", 8),
     ("features", "before the clip", 12),

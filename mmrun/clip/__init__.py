@@ -13,6 +13,14 @@
     stats = clip({"image": image_encoder, "text": text_encoder, "head": head})
 
     clip = Clipper(Norm(0.5), scopes={"text": Value(0.1)}, warmup=100, nonfinite="zero")
+    clip(optimizer)  # which a fused one knows by to leave out a step that is skipped
+
+    clip = Clipper(Norm(1.0), on="update")  # what the optimizer makes of the gradient
+    clip(optimizer)
+    optimizer.step()  # here
+
+Parameters that FSDP2 has cut up are whole to a law: norms are summed over processes, each of which calls it; so does
+each ``state_dict``, which is the same in all of them.
 
 ``Law`` (mmrun.clip.law) is the contract, ``Clipper`` (mmrun.clip.engine) what every law can be combined with. A law that
 multiplies gradients by coefficients of their norms (nearly all do) derives from ``Scaling`` and says one or both of

@@ -92,14 +92,15 @@ class AGC(Scaling):
         def joint(norms: Tensor) -> Tensor:
             return plan.join(torch.where(kept, norms, 0.0), "tensor", self.p)  # [1 + S]
 
-        clipped = (plan.member & kept).any(-1)
+        clipped = (plan.member & kept).any(-1)  # [1 + S]
         limits = self._of_weights(joint(gradients.weight_norms("tensor")))
         limits = torch.where(clipped, limits[:1] if self.per == "global" else limits, math.inf)
-        factors = self.respond(joint(gradients.norms()), limits).to(plan.dtype)
+        norms = joint(gradients.norms())
+        factors = self.respond(norms, limits).to(plan.dtype)
         of_units = factors[:1] if self.per == "global" else factors[1:]
         gradients.multiply(torch.where(kept, plan.expand(of_units, self.per), 1.0), "tensor")
         if self.per == "global":
-            return InForce(limits, torch.where(clipped[1:], factors[0] / factors[1:], 1.0))
+            return InForce(limits, torch.where(norms[1:] > 0, factors[0] / factors[1:], 1.0))
         return InForce(plan.join(limits[1:], self.per, self.p), plan.no_payer)
 
     def _of_weights(self, norms: Tensor) -> Tensor:

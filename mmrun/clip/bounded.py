@@ -170,7 +170,11 @@ class Bounded(Scaling):
             found.append(bound_at(self.percentile, seen, key))
         units = self.layout.slots(self.per)
         parts = torch.tensor(found, dtype=torch.float64).split([n for _, n in units])
-        state = {name: part for (name, _), part in zip(units, parts, strict=True)}
+        spread = self.memory.spread
+        state = {
+            name: spread[name].whole(part) if name in spread else part
+            for (name, _), part in zip(units, parts, strict=True)
+        }
         self.load_state_dict({"calibrated": state})
         return dict(zip(names, found, strict=True))
 

@@ -259,6 +259,18 @@ class Plan:
         return [at.get(i) for i in range(len(self.layout.parameters))]
 
     @cached_property
+    def absent(self) -> tuple[list[nn.Parameter], Tensor]:
+        """Trainable parameters without a gradient that lie whole in this process, and which of [N] they are."""
+        parameters, here = self.layout.parameters, set(self.present)
+        found = [
+            i
+            for i, p in enumerate(parameters)
+            if i not in here and p.requires_grad and not is_spread(p)
+        ]
+        index = torch.tensor(found, device=self.device, dtype=torch.long)
+        return [parameters[i] for i in found], index
+
+    @cached_property
     def row_tensor(self) -> Tensor:
         """The parameter that each row belongs to [R]."""
         numbers = [i for i, rows in enumerate(self.layout.rows) for _ in range(rows)]

@@ -88,7 +88,11 @@ class Gradients:
         return self.plan.join(self.norms(p), "tensor", p)
 
     def weight_norms(self, per: Per) -> Tensor:
-        """L2 norms of the weights of the units of a granularity [U]; 0 where there is no gradient."""
+        """L2 norms of the weights of the units of a granularity [U].
+
+        Trainable weights count also where they have no gradient at this step, so that a bound made of them does not
+        move with a modality that is missing; but not rows (``unit``), nor what is spread over processes.
+        """
         plan = self.plan
         weights = self._weights
         if weights is None:
@@ -97,6 +101,9 @@ class Gradients:
         if per == "unit":
             return self._rows(here, 2.0)
         norms = self._placed(plan.norms(here), 2.0)
+        if plan.index is not None:
+            absent, index = plan.absent
+            norms = norms.index_copy(0, index, plan.norms([p.detach() for p in absent]))
         if per == "tensor":
             return norms
         joint = plan.join(norms, "tensor", 2.0)

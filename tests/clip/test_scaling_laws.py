@@ -464,3 +464,24 @@ def test_agc_of_everything_says_who_paid():
     stats = step(law, bound, x=0.3, y=0.4, w=9.0)
     assert stats.payer.tolist() == pytest.approx([0.1 / (0.05 / 0.3), 0.1 / (0.05 / 0.4), 1.0])
     assert stats["threshold"][""] == pytest.approx(0.05)
+
+
+def test_agc_is_bounded_by_all_weights_of_a_scope():
+    """Also by those without a gradient at this step; not by frozen ones."""
+    law = AGC(0.01, per="modality")
+    bound = bind(law, {"image": {"x": [3.0], "unused": [4.0], "frozen": [100.0]}})
+    bound["image/frozen"].requires_grad_(False)
+    assert step(law, bound, x=1.0)["threshold"]["image"] == pytest.approx(0.05)
+    assert bound["image/x"].grad == pytest.approx(0.05)
+
+
+def test_autoclips_percentile_is_exact():
+    """To the last digits of NumPy's linear percentile, in float64."""
+    norms = (
+        torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    ).tolist()
+    out = outcomes(AutoClip(33.0, window=12), norms)
+    for t, n in enumerate(norms):
+        seen = torch.tensor(norms[max(0, t - 11) : t + 1], dtype=torch.float64)
+        want = min(n, torch.quantile(seen, 0.33).item())
+        assert out[t] == pytest.approx(want, rel=1e-14)

@@ -29,6 +29,15 @@ from tests.running import SMALL, column, fit, same, saved
 C = 0.05
 
 
+class Ratio(Scaling):
+    """c_u = threshold ||w_u||, of the weights before the step."""
+
+    algorithm = "ratio"
+
+    def limits(self, norms: Tensor, gradients: Gradients) -> Tensor:  # noqa: ARG002 (signature)
+        return self.current * gradients.weight_norms(self.per)
+
+
 class RootMeanSquare(Scaling):
     """g_u / max(1, rms(g_u) / d) of each tensor."""
 
@@ -60,7 +69,7 @@ def groups(model: nn.Sequential, rate: float) -> list[dict[str, Any]]:
         {"params": [model[0].weight], "lr": rate},
         {"params": [model[0].bias, *model[3].parameters()], "lr": rate / 7},
         {"params": [model[2].weight], "lr": torch.tensor(rate / 3)},
-        {"params": [model[2].bias], "lr": 0.0},
+        {"params": [model[2].bias], "lr": torch.tensor(0.0)},
     ]
 
 
@@ -90,20 +99,27 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def norm_of(updates: list[Tensor]) -> list[Tensor]:
+def norm_of(updates: list[Tensor], before: list[Tensor]) -> list[Tensor]:  # noqa: ARG001
     length = torch.cat([u.flatten() for u in updates]).norm()
     return [u * min(1.0, C / float(length)) for u in updates]
 
 
-def value_of(updates: list[Tensor]) -> list[Tensor]:
+def value_of(updates: list[Tensor], before: list[Tensor]) -> list[Tensor]:  # noqa: ARG001
     return [u.clamp(-C, C) for u in updates]
 
 
-def rms_of(updates: list[Tensor]) -> list[Tensor]:
+def ratio_of(updates: list[Tensor], before: list[Tensor]) -> list[Tensor]:
+    pairs = zip(updates, before, strict=True)
+    return [u * min(1.0, C * float(w.norm() / u.norm())) for u, w in pairs]
+
+
+def rms_of(updates: list[Tensor], before: list[Tensor]) -> list[Tensor]:  # noqa: ARG001
     return [u / max(1.0, float(u.square().mean().sqrt()) / C) for u in updates]
 
 
-ORACLES: dict[str, tuple[Callable[[], Law], Callable[[list[Tensor]], list[Tensor]]]] = {
+Oracle = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+ORACLES: dict[str, tuple[Callable[[], Law], Oracle]] = {
+    "ratio": (lambda: Ratio(C, per="tensor"), ratio_of),
     "norm": (lambda: Norm(C), norm_of),
     "value": (lambda: Value(C), value_of),
     "rms": (lambda: RootMeanSquare(C, per="tensor"), rms_of),
@@ -134,7 +150,7 @@ def test_what_is_clipped_is_the_step_that_would_have_been(name: str, law: str):
         rate = [rates[id(p)] for p in model.parameters()]
         after = weights(its_model)
         u = [(before[k] - after[k]) / rate[k] for k in moves]
-        v = clipped(u)
+        v = clipped(u, [before[k] for k in moves])
         want = list(before)
         for k, each in zip(moves, v, strict=True):
             want[k] = before[k] - rate[k] * each

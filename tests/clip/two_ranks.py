@@ -371,6 +371,27 @@ def training_in_shards_is_training_as_a_whole() -> None:
 
 
 @case
+def percentiles_of_units_in_shards() -> None:
+    whole, parts = Model(), sharded(init_device_mesh("cpu", (2,)))
+    found: list[tuple[Norm, list[Tensor]]] = []
+    for model in (whole, parts):
+        law = Norm("p50", per="unit")
+        law.bind(scopes(model), anatomy_of(model))
+        found.append((law, []))
+    for step in range(4):
+        fill(whole, parts, step)
+        for law, norms in found:
+            norms.append(Gradients(*law.layout.gather()).unit_norms("unit"))
+    for law, norms in found:
+        law.calibrate(torch.stack(norms))
+    (alone, _), (together, _) = found
+    check_state(alone.state_dict(), together.state_dict())
+    fill(whole, parts, 3)
+    check_stats(alone.apply(), together.apply())
+    check_equal(whole, parts)
+
+
+@case
 def ddp_is_one_process_with_the_whole_batch() -> None:
     for make in (
         lambda: Clipper(Norm(0.05)),
