@@ -7,6 +7,8 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pairs
@@ -25,6 +27,7 @@ SCOPES = ("image", "text", "audio", "fusion", "objective")
 # {size: (width, layers per scope)}: a layer is a matrix [width, width] and a vector [width], as a Linear has them.
 SIZES = {"10K": (44, 1), "1M": (130, 13), "10M": (512, 8), "100M": (2048, 5)}
 TORCH_NORM, TORCH_VALUE = "clip_grad_norm_", "clip_grad_value_"
+BARE = "bare clamp_"  # what value could cost at best
 SPREAD = 0.1  # standard deviation of an element: far above the bounds of norm and value, which so engage at each step
 STEPS = 50  # whose statistics are worked out together at a log point
 
@@ -42,14 +45,15 @@ class Target(NamedTuple):
 def main(words: Sequence[str] | None = None) -> None:
     """Time the cases and print the table."""
     given = arguments(words)
-    laws = given.only or sorted(path.stem for path in (conf_dir() / "clip").glob("*.yaml"))
+    laws = given.only or options()
     summary: dict[str, dict[str, float]] = {}
     print(f"{pairs.machine()}; {given.rounds} rounds, cases in turn; ms of {clock()} per step")  # noqa: T201 (its output)
     print(HEAD)  # noqa: T201
     for size in given.sizes:
         bound = parameters(size)
-        for group in groups(laws, bound, size):
-            found = measured(group, bound, rounds=given.rounds, size=size)
+        for group in chain([bandwidth(bound)], groups(laws, bound)):
+            calls = 5 if given.quick else 20
+            found = measured(group, bound, rounds=given.rounds, calls=calls, size=size)
             summary |= {name: each for name, each in found.items() if name not in summary}
             for line in lines(group, found, size):
                 print(line, flush=True)  # noqa: T201
@@ -63,7 +67,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1M", "10M", "100M"])
     parser.add_argument("--only", nargs="+", metavar="LAW", help="options of conf/clip")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, up to 10M")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of few calls, up to 10M")
     given = parser.parse_args(words)
     if given.quick:
         given.rounds = min(given.rounds, 3)
@@ -96,7 +100,26 @@ class Case(NamedTuple):
     repeats: int = 1
 
 
-def groups(laws: Sequence[str], bound: Named, size: str) -> Iterator[dict[str, Case]]:
+def options() -> list[str]:
+    """Every law of conf/clip; norm first, with which others are compared, so that its figures are those of its own turn."""
+    found = [path.stem for path in (conf_dir() / "clip").glob("*.yaml")]
+    return sorted(found, key=lambda option: (option != "norm", option))
+
+
+def bandwidth(bound: Named) -> dict[str, Case]:
+    """What the memory gives, on one tensor of the gradient's size."""
+    flat = [p for named in bound.values() for p in named.values()]
+    one = torch.empty(sum(p.numel() for p in flat), device=flat[0].device).fill_(0.5)
+    other = torch.empty_like(one)
+    return {
+        "bandwidth: mul_": Case(lambda: one.mul_(1.0)),
+        "bandwidth: copy_": Case(lambda: other.copy_(one)),
+        "bandwidth: sum": Case(one.sum),
+        "bandwidth: clamp_": Case(lambda: one.clamp_(-0.1, 0.1)),
+    }
+
+
+def groups(laws: Sequence[str], bound: Named) -> Iterator[dict[str, Case]]:
     """{case: Case}, of cases that run in turn; the first is what the others are compared with."""
     flat = [p for named in bound.values() for p in named.values()]
 
@@ -106,22 +129,18 @@ def groups(laws: Sequence[str], bound: Named, size: str) -> Iterator[dict[str, C
     def torch_value() -> None:
         nn.utils.clip_grad_value_(flat, 0.1)
 
-    one = torch.empty(sum(p.numel() for p in flat), device=flat[0].device).fill_(0.5)
-    other = torch.empty_like(one)
-    yield {
-        "bandwidth: mul_": Case(lambda: one.mul_(1.0)),
-        "bandwidth: copy_": Case(lambda: other.copy_(one)),
-        "bandwidth: sum": Case(one.sum),
-        "bandwidth: clamp_": Case(lambda: one.clamp_(-0.1, 0.1)),
-    }
-    del one, other
+    def bare_clamp() -> None:
+        for p in flat:
+            assert p.grad is not None
+            p.grad.clamp_(-0.1, 0.1)
+
     base = {TORCH_NORM: Case(torch_norm)}
     for option in laws:
         law = clipper(option).law
         law.bind(bound)
         group = {**base, option: Case(law.apply, target(option, law))}
         if option == "value":
-            group[TORCH_VALUE] = Case(torch_value)
+            group |= {TORCH_VALUE: Case(torch_value), BARE: Case(bare_clamp)}
         elif group[option].target and option != "norm":
             norm = clipper("norm").law
             norm.bind(bound)
@@ -139,7 +158,12 @@ def groups(laws: Sequence[str], bound: Named, size: str) -> Iterator[dict[str, C
 
 def clipper(option: str) -> Clipper:
     """The law of conf/clip/<option>.yaml with the engine around it, as a training has it."""
-    return build.clip(compose.point([f"clip={option}"]).config["clip"], total_steps=10_000)
+    return build.clip(_config(option), total_steps=10_000)
+
+
+@cache
+def _config(option: str) -> dict[str, Any]:
+    return compose.point([f"clip={option}"]).config["clip"]
 
 
 def target(option: str, law: Law) -> Target | None:
@@ -178,12 +202,12 @@ def parameters(size: str) -> Named:
 
 
 def measured(
-    group: Mapping[str, Case], bound: Named, *, rounds: int, size: str
+    group: Mapping[str, Case], bound: Named, *, rounds: int, calls: int, size: str
 ) -> dict[str, dict[str, float]]:
     """{case: spread, GB/s and B}, {case over another: spread}; names with the size."""
     kept = fresh(bound)
     n = sum(g.numel() for g in kept)
-    times = max(1, min(40, 60_000_000 // n))
+    times = max(1, min(calls, 60_000_000 // n))
     cases: dict[str, pairs.Case] = {}
     touched: dict[str, float] = {}
     for name, case in group.items():
@@ -191,10 +215,10 @@ def measured(
         cases[name] = lambda case=case: timed(case.step, bound, kept) / case.repeats
         cases[name]()
     # Calls alternate one by one, and a round's cost is the median of its calls: a neighbour's burst hits single ones.
-    calls = pairs.run(cases, rounds=rounds * times)
+    every = pairs.run(cases, rounds=rounds * times)
     costs = {
         name: [statistics.median(its[i : i + times]) for i in range(0, len(its), times)]
-        for name, its in calls.items()
+        for name, its in every.items()
     }
     first = next(iter(group))
     compared = {(name, first) for name in group if name != first}
@@ -293,7 +317,7 @@ def size_of(value: Any) -> int:
 
 # Telling
 
-HEAD = f"{'case':23} {'ms [min to max]':24} {'x clip_grad_norm_':23} {'touched':>8} {'GB/s':>5}  target"
+HEAD = f"{'case':21} {'ms [min to max]':23} {'x clip_grad_norm_':20} {'touched':>7} {'GB/s':>5}  target"
 
 
 def lines(
@@ -301,22 +325,26 @@ def lines(
 ) -> Iterator[str]:
     """The table's lines of a group of cases."""
     first = next(iter(group))
+    known = () if "engine/norm" in group or first != TORCH_NORM else (first, "norm")
     for name, case in group.items():
-        if name in (first, "norm") and len(group) > 1 and "engine/norm" not in group:
-            if not name.startswith("bandwidth"):
-                continue
+        if name in known:  # has its line in the group of norm
+            continue
         its = found[f"{name}/{size}"]
-        ms = f"{its['median']:.3f} [{its['min']:.3f} to {its['max']:.3f}]"
         ratio = found.get(pairs.over(f"{name}/{size}", f"{first}/{size}"))
-        shown = f"{pairs.shown(ratio)}" if ratio and first == TORCH_NORM else ""
-        line = (
-            f"{name + '/' + size:23} {ms:24} {shown:23} {its['touched']:6.1f} B {its['GB/s']:5.1f}"
-        )
+        shown = spread(ratio, "{:.2f}") if ratio and first == TORCH_NORM else ""
+        line = f"{name + '/' + size:21} {spread(its, '{:#.3g}'):23} {shown:20}"
+        line += f" {its['touched']:5.1f} B {its['GB/s']:5.1f}"
         if case.target is not None:
             base, most = case.target
             ratio = found[pairs.over(f"{name}/{size}", f"{base}/{size}")]
-            line += f"  {ratio['median']:.2f} of <= {most:g} x {base.removeprefix('clip_grad_')}"
+            line += f"  {ratio['median']:.2f} of {most:g} {base.removeprefix('clip_grad_')}"
         yield line.rstrip()
+
+
+def spread(found: Mapping[str, float], form: str) -> str:
+    """Median and spread in a table."""
+    low, middle, high = (form.format(found[key]) for key in ("min", "median", "max"))
+    return f"{middle} [{low} to {high}]".replace(". ", " ").replace(".]", "]")
 
 
 if __name__ == "__main__":

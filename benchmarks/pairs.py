@@ -29,8 +29,8 @@ def run(cases: Mapping[str, Case], *, rounds: int) -> dict[str, list[float]]:
     """{case: its costs}, one per round; the order turns round from one round to the next."""
     costs: dict[str, list[float]] = {name: [] for name in cases}
     for k in range(rounds):
-        names = list(cases) if k % 2 == 0 else list(reversed(cases))
-        for name in names:
+        names = list(cases)
+        for name in names if k % 2 == 0 else names[::-1]:
             costs[name].append(cases[name]())
     return costs
 

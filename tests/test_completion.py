@@ -96,7 +96,7 @@ def offered(line: str, outputs: Path = Path("outputs")) -> list[str]:
         ("mmrun train --config-dir ", ""),
         ("mmrun train --config-dir nowhere fus", ""),
         ("mmrun list cl", "clip"),
-        ("mmrun list clip/n", "clip/none clip/norm"),
+        ("mmrun list clip/va", "clip/value"),
         ("mmrun list clip ", ""),
         ("mmrun predict --o", "--output"),
         ("mmrun predict last --output ", ""),

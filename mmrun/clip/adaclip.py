@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from mmrun.clip.buckets import in_parts
 from mmrun.clip.elements import at_least_float32, largest, learns
 from mmrun.clip.law import Law, decay
 from mmrun.clip.layout import Per
@@ -56,7 +57,7 @@ class AdaClip(Law):
         bounds = torch.where(ok, bounds, math.inf)
         factors = torch.where(over, bounds / highest, 1.0)
         parts = zip(gradients.open(), gradients.each(bounds), gradients.each(factors), strict=True)
-        for g, bound, factor in parts:
+        for g, bound, factor in in_parts(parts):
             wide = g.to(at_least_float32(g.dtype))
             g.copy_(torch.where(wide.abs() > bound, wide * factor, wide))
         return InForce(largest(gradients, bounds), plan.no_payer)

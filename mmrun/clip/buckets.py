@@ -8,7 +8,7 @@ Shape legend: K pieces (``Plan.pieces``); what is told of each is summed over it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -76,7 +76,8 @@ def compare(plan: Plan, before: Sequence[Tensor], after: Sequence[Tensor]) -> li
 
     Args:
         plan: this step's.
-        before, after: this step's tensors, of one dimension.
+        before: copies of this step's tensors, of one dimension.
+        after: these tensors themselves, of one dimension.
     """
     buckets = cut(plan, after)
     earlier, later = _room(plan, buckets)
@@ -94,10 +95,29 @@ def _told(a: Tensor, b: Tensor) -> list[Tensor]:
     return [*sums, torch.dot(signs, signs)]
 
 
+def in_parts(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, and numbers that go with them, row by row: the same in parts that stay in a cache.
+
+    For a function of each element: what it makes on its way is as small as a part. Numbers are 0-dim.
+    """
+    for row in rows:
+        n, most = row[0].numel(), _most(row[0].device)
+        if n <= most or not all(each.is_contiguous() for each in row):
+            yield row
+            continue
+        flat = [each.view(-1) if each.ndim else each for each in row]
+        for i in range(0, n, most):
+            yield tuple(each[i : i + most] if each.ndim else each for each in flat)
+
+
+def _most(device: torch.device) -> int:
+    """Elements of a bucket."""
+    return min(IN_CACHE * torch.get_num_threads(), ON_GPU) if device.type == "cpu" else ON_GPU
+
+
 def cut(plan: Plan, flat: Sequence[Tensor]) -> list[Bucket]:
     """The buckets that hold these tensors, in the order of the plan's pieces; worked out once for each plan."""
-    on_cpu = plan.device.type == "cpu"
-    most = min(IN_CACHE * torch.get_num_threads(), ON_GPU) if on_cpu else ON_GPU
+    most = _most(plan.device)
     key = (most, plan.sparse and tuple([g.numel() for g in flat]))
     known = _cuts.setdefault(plan, {})
     if key not in known:

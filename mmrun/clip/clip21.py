@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from mmrun.clip.buckets import in_parts
 from mmrun.clip.elements import Elementwise, learns
 from mmrun.clip.layout import Per
 from mmrun.clip.scaling import Scaling
@@ -50,7 +51,7 @@ class Clip21(Elementwise, Scaling):
             lengths = joint[1:] if per == "modality" else joint[:1]
         factors = gradients.each(plan.expand(self.respond(lengths, self.current), per))
         parts = zip(tensors, passed_on, differences, factors, learnt, strict=True)
-        for g, v, difference, factor, yes in parts:
+        for g, v, difference, factor, yes in in_parts(parts):
             # Not v + (g - v) where all of the difference passes: g keeps its bits.
             moved = torch.where(factor < 1.0, v + difference.mul_(factor), g)
             v.copy_(torch.where(yes, moved, v))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from mmrun.clip.buckets import in_parts
 from mmrun.clip.elements import Elementwise, learns
 from mmrun.clip.law import decay, nonnegative, within
 from mmrun.clip.layout import Per
@@ -57,7 +58,7 @@ class Coordinate(Elementwise):
         state = self.remembered(gradients)
         each = gradients.each(learns(gradients.norms()))
         parts = zip(gradients.open(), state["mean"], state["power"], each, strict=True)
-        for g, mean, power, learnt in parts:
+        for g, mean, power, learnt in in_parts(parts):
             wide = g.to(mean.dtype)
             sizes = wide.abs().pow_(alpha)
             mean.copy_(torch.where(learnt, beta1 * mean + (1.0 - beta1) * wide, mean))

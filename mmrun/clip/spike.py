@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from mmrun.clip.buckets import in_parts
 from mmrun.clip.elements import Elementwise, largest, learns
 from mmrun.clip.law import count, decay
 from mmrun.clip.layout import Per
@@ -57,7 +58,7 @@ class Spike(Elementwise):
         parts = zip(
             gradients.open(), squares, gradients.each(ok), gradients.each(acts), strict=True
         )
-        for g, v, learnt, acting in parts:
+        for g, v, learnt, acting in in_parts(parts):
             bound = torch.where(acting & (v > 0), (v * theta).sqrt_(), math.inf)
             g.clamp_(-bound, bound)
             wide = g.to(v.dtype)

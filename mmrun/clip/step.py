@@ -71,7 +71,7 @@ class Gradients:
             return self._measured(p)
         if self._per == "unit":
             return self.plan.of_rows(self._measured_rows(p) * self._factors, p)
-        return self._measured(p) * self.plan.expand(self._factors, self._per)
+        return self._measured(p) * self._noted()
 
     def unit_norms(self, per: Per, p: float = 2.0) -> Tensor:
         """p-norms of the units of a granularity [U]; 0 where there is no gradient."""
@@ -132,6 +132,8 @@ class Gradients:
         return joint[1:] if per == "modality" else joint[:1]
 
     def _measured(self, p: float) -> Tensor:
+        if p in self._row_norms and p not in self._norms:
+            self._norms[p] = self.plan.of_rows(self._row_norms[p], p)
         if p not in self._norms:
             self._norms[p] = self._placed(self.plan.norms(self.tensors, p), p)
         return self._norms[p]
@@ -151,25 +153,27 @@ class Gradients:
     def _rows(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         """p-norms of the rows of this step's tensors, among those of all parameters [R]."""
         plan = self.plan
+        # One call for all that are one unit; on a CPU calls are what many small tensors cost.
+        whole = iter(plan.norms([tensors[k] for k in plan.single], p).split(1))
+        uneven = plan.shards is not None or plan.sparse
         found: list[Tensor] = []
-        for i, n_rows in enumerate(plan.layout.rows):
-            k = plan.position[i]
+        for k, n_rows, over, _ in plan.parts:
             if k is None:
                 found.append(plan.filled(0.0, n_rows))
                 continue
-            g, axis, table = tensors[k], plan.axis(k), self._table_row(k)
-            if not g.numel():  # a shard, or a sparse gradient, that has nothing
+            if over is None:
+                norms = next(whole)
+            elif uneven and not tensors[k].numel():  # a shard, or a sparse gradient, without any
+                table = self._table_row(k)
                 norms = plan.filled(0.0, n_rows if table is None else len(table))
-            elif axis is None:
-                norms = torch.linalg.vector_norm(g, p, dtype=plan.cast).reshape(1)
             else:
-                over = [d for d in range(g.ndim) if d != axis]
-                norms = torch.linalg.vector_norm(g, p, dim=over, dtype=plan.cast)
-            norms = moved(norms, plan.device, plan.wide)
-            if table is not None and len(norms) != n_rows:
-                norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
+                norms = torch.linalg.vector_norm(tensors[k], p, dim=over, dtype=plan.cast)
+            if uneven or plan.scattered:
+                norms, table = moved(norms, plan.device, plan.wide), self._table_row(k)
+                if table is not None and len(norms) != n_rows:
+                    norms = plan.filled(0.0, n_rows).index_copy_(0, table, norms)
             found.append(norms)
-        rows = torch.cat(found) if found else plan.filled(0.0, 0)
+        rows = torch.cat(found).to(plan.wide) if found else plan.filled(0.0, 0)
         return rows if plan.shards is None else plan.shards.of_units(rows, p)
 
     @property
@@ -214,7 +218,7 @@ class Gradients:
         Faster than ``open``: what an element was is kept no longer than it takes to compare.
         """
         together = self._keep or self._before is not None or self._factors is not None
-        if together or not all([g.is_contiguous() for g in self.tensors]):
+        if together or not all(g.is_contiguous() for g in self.tensors):
             for g in self.open():
                 how([g])
             return
@@ -248,6 +252,12 @@ class Gradients:
             g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._norms.clear()
 
+    def _noted(self) -> Tensor:
+        """The coefficients of all parameters [N]; or [1], which broadcasts: on a CPU a call costs what 1000 numbers do."""
+        assert self._factors is not None
+        one = self._per == "global"
+        return self._factors if one else self.plan.expand(self._factors, self._per)
+
     def _noted_for_rows(self) -> Tensor:
         assert self._factors is not None
         return self.plan.expand_to_rows(self._factors, self._per)
@@ -275,15 +285,21 @@ class Gradients:
                 _foreach_mul_(tensors, moved(factors[unit], device, dtype))
 
     def _multiply_rows(self, factors: Tensor) -> None:
-        plan = self.plan
-        of_each = factors.split(list(plan.layout.rows))
-        for k, i in enumerate(plan.present):
-            g, axis, table = self.tensors[k], plan.axis(k), self._table_row(k)
-            each = moved(of_each[i], g.device)
-            if table is not None:
-                each = each.index_select(0, table)
-            shape = [-1 if d == axis else 1 for d in range(g.ndim)] if axis is not None else []
-            g.mul_(each.reshape(shape))
+        plan, single = self.plan, list[Tensor]()
+        for (k, _, over, shape), each in zip(
+            plan.parts, factors.split(list(plan.layout.rows)), strict=True
+        ):
+            if k is None:
+                continue
+            g, table = self.tensors[k], self._table_row(k)
+            if plan.scattered:
+                each = moved(each, g.device)
+            if over is None:
+                single.append(each.view(()))
+            else:
+                g.mul_((each if table is None else each.index_select(0, table)).view(shape))
+        if single:
+            _foreach_mul_([self.tensors[k] for k in plan.single], single)
 
     # Telling
 
@@ -294,19 +310,9 @@ class Gradients:
             self._write()
             raw, clipped, inner, changed = self._of_pieces()
             member = plan.pieces_member
-        elif self._factors is None:
-            raw, clipped = self.raw, self.norms()
-            inner, changed = raw * clipped, torch.zeros_like(raw)
-        elif self._per == "unit":
-            raw, rows, factors = self.raw, self._measured_rows(2.0), self._factors
-            squares = rows * rows
-            clipped = plan.of_rows(rows * factors, 2.0)
-            inner = plan.sum_rows(squares * factors)
-            changed = plan.sum_rows(plan.row_sizes * rows.sign() * (factors != 1))
         else:
-            raw, factors = self.raw, plan.expand(self._factors, self._per)
-            clipped = self.norms()
-            inner, changed = raw * clipped, plan.sizes * raw.sign() * (factors != 1)
+            raw = self.raw
+            clipped, inner, changed = self._scaled(raw)
         self._write()
         if self._finite is not None:  # what a policy did is not the law's doing
             changed = torch.where(self._finite, changed, 0.0)
@@ -322,6 +328,23 @@ class Gradients:
             scopes=plan.scopes,
             dtype=plan.dtype,
         )
+
+    def _scaled(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(clipped, inner, changed) of each parameter [N], where they follow from norms and coefficients."""
+        plan = self.plan
+        if self._factors is None:
+            clipped = self.norms()
+            return clipped, raw * clipped, torch.zeros_like(raw)
+        if self._per == "unit":
+            rows, factors = self._measured_rows(2.0), self._factors
+            changed = plan.row_sizes * rows.sign() * (factors != 1)
+            return (
+                plan.of_rows(rows * factors, 2.0),
+                plan.sum_rows(rows * rows * factors),
+                plan.sum_rows(changed),
+            )
+        factors, clipped = self._noted(), self.norms()
+        return clipped, raw * clipped, plan.sizes * raw.sign() * (factors != 1)
 
     def _of_pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(raw, clipped, inner, changed) of each piece [K], where elements were changed one by one."""

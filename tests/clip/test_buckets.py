@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmrun.clip import buckets
 from mmrun.clip.step import Gradients, InForce
 from mmrun.clip.value import Value
+from tests.oracles import build
 
 SHAPES = {
     "image": [(50,), (3, 4), (), (40,), (17,)],
@@ -133,3 +134,24 @@ def test_a_second_law_must_be_announced():
     gradients.multiply(torch.full((1,), 0.5), "global")
     assert gradients.stats(in_force).by_scope()["coefficient"][0] == pytest.approx(0.25)
     assert p.grad.tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("option", ["adaclip", "clip21", "coordinate", "spike"])
+def test_a_law_of_elements_does_not_depend_on_how_they_are_cut(
+    option: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    outcomes: list[list[Tensor]] = []
+    for most in (16, 2**17):
+        monkeypatch.setattr(buckets, "IN_CACHE", most)
+        p, law = nn.Parameter(torch.zeros(7, 11)), build(option)
+        law.bind({"a": {"p": p}})
+        generator = torch.Generator().manual_seed(0)
+        out: list[Tensor] = []
+        for step in range(30):
+            p.grad = torch.randn(7, 11, generator=generator) * (100.0 if step > 24 else 1.0)
+            law.apply()
+            out.append(p.grad.clone())
+        outcomes.append(out)
+    for few, many in zip(*outcomes, strict=True):
+        torch.testing.assert_close(few, many, rtol=1e-6, atol=0)
