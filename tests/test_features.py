@@ -215,7 +215,8 @@ def test_gradients_are_clipped_in_units_of_the_steps_loss(scaled: bool):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     found: list[tuple[Tensor, Tensor]] = []
     for world, used in ((1, None), (4, scaler if scaled else None)):
-        module._trainer = SimpleNamespace(world_size=world, scaler=used)  # pyright: ignore[reportAttributeAccessIssue]
+        plugin = SimpleNamespace(scaler=used)
+        module._trainer = SimpleNamespace(world_size=world, precision_plugin=plugin)  # pyright: ignore[reportAttributeAccessIssue]
         module.on_train_start()
         loss = module.training_step(batch, 0)
         assert loss is not None

@@ -21,6 +21,7 @@ from mmrun.spec import SHARE_OR_COUNT
 SCOPES = (
     "scopes"  # key of a group's config under which the settings of scopes stand, by their names
 )
+MOST_NAMED = 4  # options that a message names
 YAML_INFINITY = (".inf", "+.inf", "-.inf")  # words to Hydra's command line, numbers in our files
 
 
@@ -170,7 +171,8 @@ def _unknown_key(
         problem = f"the config has no key {part}"
     else:
         having = _options_with(inside, part, dirs)
-        remedy = f"It is a key of {' and '.join(having)}." if having else ""
+        more = f" and {len(having) - MOST_NAMED} more" if len(having) > MOST_NAMED else ""
+        remedy = f"It is a key of {', '.join(having[:MOST_NAMED])}{more}." if having else ""
         problem = f"{'.'.join(inside)} has no key {part}"
     return UserError(problem, given=text, remedy=remedy or nearest(part, _names(node)))
 
