@@ -192,7 +192,6 @@ class Recorder(Callback):
             trainer.precision != "16-mixed"
         ):  # there an overflow is routine and the scaler's business
             bad |= flagged
-        self._judge(trainer, bad, steps)
         if self.gradients is not None:
             kept = steps % self.record_every == 0
             self.gradients.extend(
@@ -211,6 +210,7 @@ class Recorder(Callback):
         means[LR] = trainer.optimizers[0].param_groups[0]["lr"]
         rows = dict(zip(self.columns, table.T, strict=True))
         self.record(trainer, means | self.diagnostics.fetched(steps, rows))
+        self._judge(trainer, bad, steps)  # last: what it raises over is in the files
 
     def _judge(self, trainer: Trainer, bad: NDArray[np.bool_], steps: NDArray[np.int64]) -> None:
         """Is this the row of steps that ends the training?

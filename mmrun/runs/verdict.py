@@ -15,6 +15,7 @@ from mmrun.runs.stability import Stability
 
 Array = NDArray[np.float64]
 
+SAME_DIRECTION = 0.999  # cosine of raw and clipped gradient
 SPREAD_QUANTILES = (50, 90, 99)
 # Optimizers that divide by a running size of the gradient: a constant factor on it cancels out.
 ADAPTIVE = (
@@ -85,7 +86,8 @@ def clip_block(
                 "grad/nonfinite", np.max(_finite(gradients.get("grad/nonfinite")), initial=0.0)
             )
         ),
-        optimizer=optimizer,
+        # What turns the gradient is no constant factor on it, and so is nothing that Adam undoes.
+        optimizer=optimizer if _only_scales(gradients, engaged) else "",
         settings=settings or {},
         stable=stable,
     )
@@ -126,7 +128,9 @@ def _sentence(
     if stable is not None and stable.state != "ok":
         parts.append(str(stable))
     fraction, coefficient = block["fraction"], block["coefficient"]
-    threshold = "" if block["threshold"] is None else f" {short(block['threshold'])}"
+    threshold = block["threshold"]
+    shown = threshold is not None and (np.isfinite(threshold) or "threshold" in settings)
+    threshold = f" {short(threshold)}" if shown else ""
     beside = _beside(settings)
     of_update = settings.get("on") == "update"
     label = f"{block['algorithm']}{threshold}{' of the update' if of_update else ''}"
@@ -143,8 +147,9 @@ def _sentence(
         parts.append(f"{label} never engaged: the same as clip=none")
     else:
         grows = coefficient is not None and coefficient > 1
-        said = f"{label} {'rescaled' if grows else 'clipped'} {percent(fraction)} of steps"
-        if coefficient is not None:
+        did = "skipped" if coefficient == 0 else "rescaled" if grows else "clipped"
+        said = f"{label} {did} {percent(fraction)} of steps"
+        if coefficient:
             said += f", median coefficient {short(coefficient)}"
         parts.append(said)
         if is_adaptive(optimizer) and not of_update:
@@ -152,6 +157,13 @@ def _sentence(
     if nonfinite:
         parts.append(f"{nonfinite} step{'s' if nonfinite > 1 else ''} with non-finite gradients")
     return "; ".join(parts)
+
+
+def _only_scales(gradients: Mapping[str, Array], engaged: NDArray[np.bool_] | None) -> bool:
+    """Whether the law, where it acted, left the gradient its direction."""
+    cosine = _median_where(gradients.get("grad/cosine"), engaged)
+    coefficient = _median_where(gradients.get("clip/coefficient"), engaged)
+    return (cosine is None or cosine > SAME_DIRECTION) and coefficient != 0
 
 
 def _beside(settings: Mapping[str, Any]) -> list[str]:

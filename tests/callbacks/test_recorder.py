@@ -164,7 +164,7 @@ def test_a_strict_run_fails_at_the_first(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FloatingPointError, match=r"step 20 .*nonfinite=raise"):
         fit(*WORDS, "trainer.log_every_n_steps=8", "clip.nonfinite=raise")
     assert record_of(the_run())["status"] == "failed"
-    assert columns(the_run(), "gradients.csv")["step"][-1] >= 16
+    assert columns(the_run(), "gradients.csv")["step"].tolist() == list(range(1, 25))
 
 
 def test_the_summary_has_the_best_step_by_each_metric_s_own_direction(tmp_path: Path):
