@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from mmrun.clip import Clipper
 from mmrun.module import MultimodalModule
+from tests.oracles import OPTIONS, build
 from tests.running import SMALL, fit
 
 pytestmark = [
@@ -44,6 +46,23 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
         record = fit(*SMALL, "trainer=gpu", "trainer.max_steps=6", *words)
         assert record["status"] == "finished"
     assert seen.count("training_step") == seen.count("configure_gradient_clipping") == 6 * len(runs)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_law_waits_for_the_device(option: str):
+    """Nor the engine around it; the first step makes what the later ones find there."""
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 3)).cuda()
+    law, words = Clipper(build(option)), torch.arange(9, device="cuda")
+    law.bind({"text": dict(model[0].named_parameters()), "head": dict(model[1].named_parameters())})
+    for step in range(4):
+        model.zero_grad()
+        model(words).square().sum().backward()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            stats = law.apply()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(stats["norm_clipped"][""])
 
 
 def test_a_scaled_loss_leaves_the_shares_of_gradients():
