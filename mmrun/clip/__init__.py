@@ -37,11 +37,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 from mmrun.clip.engine import Clipper
+from mmrun.clip.law import Law
 from mmrun.clip.none import Unclipped
 from mmrun.clip.stats import Stats
+from mmrun.errors import nearest
 
 __all__ = ["Clipper", "Stats", "Unclipped"]
 
@@ -53,4 +56,24 @@ def __getattr__(name: str) -> Any:
             return importlib.import_module(f"{__name__}.{name}")
         if name != name.lower() and module.name.replace("_", "") == name.lower():
             return getattr(importlib.import_module(f"{__name__}.{module.name}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    remedy = "" if name.startswith("_") else f". {nearest(name, {*__all__, *_laws()})}"
+    if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+        # ``from mmrun.clip import Nrom`` would drop an AttributeError, and the nearest name with it.
+        raise ImportError(f"cannot import name {name!r} from {__name__!r}{remedy}", name=__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{remedy}")
+
+
+def __dir__() -> list[str]:
+    modules = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted({*__all__, *_laws(), *modules, *(n for n in globals() if n.startswith("__"))})
+
+
+def _laws() -> set[str]:
+    """The names of all laws: classes with an ``algorithm`` of their own."""
+    modules = [
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    ]
+    classes = [
+        each for module in modules for each in vars(module).values() if isinstance(each, type)
+    ]
+    return {c.__name__ for c in classes if issubclass(c, Law) and "algorithm" in vars(c)}

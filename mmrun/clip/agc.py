@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -15,7 +15,9 @@ from mmrun.clip.law import finite
 from mmrun.clip.layout import Per, Plan, Scopes
 from mmrun.clip.scaling import Scaling
 from mmrun.clip.step import Gradients, InForce
-from mmrun.errors import UserError
+from mmrun.errors import UserError, nearest
+
+OFTEN = ("objective",)  # excluded by default, where it is there
 
 
 class AGC(Scaling):
@@ -23,17 +25,20 @@ class AGC(Scaling):
 
     Source: Brock et al. 2021, arXiv 2102.06171, equation 3, with the floor under the weight norm and the last layer left
     out as in section 4.1. Rows are by output: of Linear, Conv, Embedding, and of the stacked projections of an LSTM or
-    an attention the first dimension, of a transposed convolution the second (``mmrun.clip.anatomy``).
+    an attention the first dimension, of a transposed convolution the second, unless it has several groups
+    (``mmrun.clip.anatomy``). Only modules tell which is one: call it with them, not with their parameters or an
+    optimizer, where there are transposed convolutions.
 
     Args:
         threshold: lambda, the largest ratio of gradient norm to weight norm; infinity is "off".
         per: the unit, as in ``Scaling``; the paper's is ``unit``.
         eps: the least weight norm, > 0: weights of 0 must be able to move.
-        exclude: scopes, parameters as <scope>/<name>, or patterns with * of either: these pass, and count in no
-            norm that bounds others. What matches nothing is no error: a model may lack the scope.
+        exclude: scopes, parameters as <name> or <scope>/<name>, or patterns with * of any: these pass, and count in
+            no norm that bounds others. A model may lack the scope ``objective``.
 
     Raises:
-        UserError: a number out of range, or an option that does not exist.
+        UserError: a number out of range, or an option that does not exist; what is excluded is not there, at
+            the first bind.
     """
 
     algorithm: ClassVar[str] = "agc"
@@ -44,7 +49,7 @@ class AGC(Scaling):
         *,
         per: Per = "unit",
         eps: float = 1e-3,
-        exclude: Sequence[str] = ("objective",),
+        exclude: Sequence[str] = OFTEN,
     ) -> None:
         super().__init__(threshold, per=per)
         self.eps = finite("eps", eps)
@@ -55,21 +60,31 @@ class AGC(Scaling):
                 remedy="Write e.g. clip.exclude=[objective], or [] to exclude nothing.",
             )
         self.exclude = tuple(exclude)
+        self._checked = False
         self._kept: list[float] = []  # 1 for a parameter that is clipped, 0 for one that passes [N]
 
     def bind(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
         """Bind, and find what is excluded."""
         super().bind(scopes, anatomy)
         layout = self.layout
-        owners = [layout.scopes[k] for k in layout.owners]
+        known: list[tuple[str, ...]] = []
+        for k, name in zip(layout.owners, layout.names, strict=True):
+            scope = layout.scopes[k]
+            known.append((scope, name, name.removeprefix(f"{scope}/")))
         self._kept = [
-            float(
-                not any(
-                    fnmatchcase(scope, each) or fnmatchcase(name, each) for each in self.exclude
-                )
-            )
-            for scope, name in zip(owners, layout.names, strict=True)
+            float(not any(_matches(each, names) for each in self.exclude)) for names in known
         ]
+        every = {*layout.scopes, *(name for names in known for name in names)}
+        for each in self.exclude:
+            # Only once: what a loop calls it with may lack a part now and then.
+            if not (self._checked or each in OFTEN or _matches(each, every)):
+                self._layout = None  # the next call is told the same
+                raise UserError(
+                    "clip.exclude matches no scope and no parameter",
+                    given=each,
+                    remedy=nearest(each, every),
+                )
+        self._checked = True
 
     def limits(self, norms: Tensor, gradients: Gradients) -> Tensor:  # noqa: ARG002 (signature)
         """The bound lambda max(||w||, eps), infinity for what is excluded [U]."""
@@ -100,7 +115,8 @@ class AGC(Scaling):
         of_units = factors[:1] if self.per == "global" else factors[1:]
         gradients.multiply(torch.where(kept, plan.expand(of_units, self.per), 1.0), "tensor")
         if self.per == "global":
-            return InForce(limits, torch.where(norms[1:] > 0, factors[0] / factors[1:], 1.0))
+            wide = factors.to(plan.wide)
+            return InForce(limits, torch.where(norms[1:] > 0, wide[0] / wide[1:], 1.0))
         return InForce(plan.join(limits[1:], self.per, self.p), plan.no_payer)
 
     def _of_weights(self, norms: Tensor) -> Tensor:
@@ -108,3 +124,7 @@ class AGC(Scaling):
 
     def _kept_in(self, plan: Plan) -> Tensor:
         return plan.constants(self._kept) > 0
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
-from mmrun.clip.layout import Per, Scopes
+from mmrun.clip.layout import PLANS, Per, Scopes
 from mmrun.clip.memory import Field
 from mmrun.clip.percentile import bound_at, percentile_in
+from mmrun.clip.recent import Recent
 from mmrun.clip.scaling import Scaling
 from mmrun.clip.step import Gradients
 from mmrun.errors import UserError, nearest
@@ -27,12 +28,15 @@ class Bounded(Scaling):
 
     Args:
         threshold: c, in units of the gradient's p-norm; infinity is "off". ``"p90"``: each unit's own, the 90th
-            percentile of the norms that ``calibrate`` is given.
+            percentile of the norms that ``calibrate`` is given; one that had none there, frozen or never seen,
+            has no bound.
         per: the unit, as in ``Scaling``.
-        p: order of the norm.
+        p: order of the norm. |g|^p is summed in float32 (float64 for float64 gradients); where the sum overflows, for
+            p = 2 at elements above about 1e19, the norm is infinite. Such a gradient counts as not finite: it
+            passes as it is, and ``Clipper`` leaves the step out. So it is for a small p, whose 1/p-th power overflows.
         budget: what c is shared by. ``total``: the units' shares c w_u have the p-norm c, so that the whole gradient's
-            p-norm is at most c however it is cut up; ``each``: every unit gets c. Units that can never have a
-            gradient have no share.
+            p-norm is at most c however it is cut up; ``each``: every unit gets c. Units that can have no gradient
+            at this step, being frozen, have no share; what is unfrozen later takes its own from then on.
         split: the shares of a total: ``equal`` (w_u = K^(-1/p) for K units), by ``size`` (w_u^p in proportion to
             the number of elements), or by ``norm`` (w_u^p in proportion to a running mean of n_u^p, weight 0.99).
 
@@ -60,7 +64,7 @@ class Bounded(Scaling):
                 )
         self.budget: Budget = budget
         self.split: Split = split
-        self._weights: list[float] = []
+        self._shared: Recent[tuple[bool, ...], list[float]] = Recent(PLANS)
         self._calibrated = False
 
     def fields(self) -> dict[str, Field]:
@@ -75,23 +79,37 @@ class Bounded(Scaling):
         """Bind, and share the threshold out to the units."""
         super().bind(scopes, anatomy)
         self._calibrated = False
-        trainable = self.layout.trainable(self.per)
-        sizes: list[float] = [1.0] * len(trainable)
+        self._shared.clear()
+        self._weights(tuple(self.layout.requires_grad))
+
+    def _weights(self, open_: tuple[bool, ...]) -> list[float]:
+        """Each unit's share of c [U], 0 where it can have no gradient; ``open_``: the parameters that can."""
+        known = self._shared.get(open_)
+        if known is None:
+            known = self._shared[open_] = self._shares_out(open_)
+        return known
+
+    def _shares_out(self, open_: tuple[bool, ...]) -> list[float]:
+        units = self.layout.open_units(open_, self.per)
+        sizes: list[float] = [1.0] * len(units)
         if self.budget == "total" and self.split == "size":
             sizes = self._sizes()
-        wanted = [size * yes for size, yes in zip(sizes, trainable, strict=True)]
-        whole = self._whole(wanted) if self.budget == "total" else 1.0
-        self._weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
-        if any(each and not share for each, share in zip(wanted, self._weights, strict=True)):
+        wanted = [size * yes for size, yes in zip(sizes, units, strict=True)]
+        whole = self._whole(wanted, open_) if self.budget == "total" else 1.0
+        weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
+        if any(each and not share for each, share in zip(wanted, weights, strict=True)):
             raise UserError(
                 "clip.p is so small that the share of each unit is 0",
-                given=f"p={self.p:g}, {sum(trainable)} units",
+                given=f"p={self.p:g}, {sum(units)} units",
                 remedy="Give a larger clip.p, or clip.budget=each.",
             )
+        return weights
 
     def _sizes(self) -> list[float]:
         layout = self.layout
         numel = [p.numel() for p in layout.parameters]
+        if self.per == "global":
+            return [1.0]
         if self.per == "modality":
             pairs = list(zip(layout.owners, numel, strict=True))
             return [float(sum(n for k, n in pairs if k == s)) for s in range(len(layout.scopes))]
@@ -100,15 +118,15 @@ class Bounded(Scaling):
         counts = zip(numel, layout.rows, layout.all_rows, strict=True)
         return [n / every for n, here, every in counts for _ in range(here)]
 
-    def _whole(self, wanted: list[float]) -> float:
+    def _whole(self, wanted: list[float], open_: tuple[bool, ...]) -> float:
         """What is shared out: the sum over all units, also those in other processes."""
         layout = self.layout
         if self.per != "unit" or not layout.is_spread:
             return sum(wanted)
         if self.split == "size":
-            return float(sum(p.numel() for p in layout.parameters if p.requires_grad))
-        counts = zip(layout.all_rows, layout.parameters, strict=True)
-        return float(sum(n for n, p in counts if p.requires_grad))
+            numel = [p.numel() for p in layout.parameters]
+            return float(sum(n for n, yes in zip(numel, open_, strict=True) if yes))
+        return float(sum(n for n, yes in zip(layout.all_rows, open_, strict=True) if yes))
 
     def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:
         """c, each unit's share of it, or what was calibrated."""
@@ -121,11 +139,11 @@ class Bounded(Scaling):
             return self.current
         if self.split == "norm" and self.budget == "total":
             return self._by_norm(norms, gradients)
-        weights = plan.constants(self._weights)
-        # Not infinity times 0: a unit that can never have a gradient.
-        return (
-            torch.where(weights > 0, self.current, 0.0) if self.is_off else weights * self.current
-        )
+        weights = plan.constants(self._weights(plan.open))
+        if not self.is_off:
+            return weights * self.current
+        # Not infinity times 0: a unit that can have no gradient.
+        return torch.where(weights > 0, plan.filled(math.inf, len(weights)), 0.0)
 
     def _by_norm(self, norms: Tensor, gradients: Gradients) -> Tensor:
         plan = gradients.plan
@@ -134,7 +152,9 @@ class Bounded(Scaling):
         power = norms**self.p
         mean = torch.where(state["mean"] > 0, MEMORY * state["mean"] + (1 - MEMORY) * power, power)
         self.memory.keep(ok, {"mean": mean})
-        mean = state["mean"]
+        # A unit that nothing was learnt of yet has the share of what it is now.
+        seen = torch.where((norms > 0) & (norms < math.inf), power, 0.0)
+        mean = torch.where(state["mean"] > 0, state["mean"], seen)
         if self.is_off:
             return torch.full_like(mean, math.inf)
         whole = (plan.sum_rows(mean) if self.per == "unit" else mean).sum()
@@ -154,7 +174,7 @@ class Bounded(Scaling):
         assert self.percentile is not None
         found: list[float] = []
         names = [name for name, n in self.layout.slots(self.per) for _ in range(n)]
-        trainable = self.layout.trainable(self.per)
+        trainable = self.layout.open_units(self.layout.requires_grad, self.per)
         for name, yes, column in zip(names, trainable, norms.double().cpu().unbind(1), strict=True):
             seen = column[torch.isfinite(column) & (column > 0)].numpy()
             if not yes or (not seen.size and self.per != "global"):

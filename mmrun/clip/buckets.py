@@ -116,19 +116,22 @@ def _most(device: torch.device) -> int:
 
 
 def cut(plan: Plan, flat: Sequence[Tensor]) -> list[Bucket]:
-    """The buckets that hold these tensors, in the order of the plan's pieces; worked out once for each plan."""
+    """The buckets that hold these tensors, in the order of the plan's pieces; worked out once for each plan of dense ones."""
     most = _most(plan.device)
-    key = (most, plan.sparse and tuple([g.numel() for g in flat]))
+    if plan.sparse:  # of which each step may have other rows
+        return _cut_all(plan, flat, most)
     known = _cuts.setdefault(plan, {})
-    if key not in known:
-        sizes = [g.numel() for g in flat]
-        known[key] = [
-            b for piece in range(len(plan.pieces)) for b in _cut(plan, piece, sizes, most)
-        ]
-    return known[key]
+    if most not in known:
+        known[most] = _cut_all(plan, flat, most)
+    return known[most]
 
 
-_cuts: WeakKeyDictionary[Plan, dict[object, list[Bucket]]] = WeakKeyDictionary()
+_cuts: WeakKeyDictionary[Plan, dict[int, list[Bucket]]] = WeakKeyDictionary()
+
+
+def _cut_all(plan: Plan, flat: Sequence[Tensor], most: int) -> list[Bucket]:
+    sizes = [g.numel() for g in flat]
+    return [b for piece in range(len(plan.pieces)) for b in _cut(plan, piece, sizes, most)]
 
 
 def _cut(plan: Plan, piece: int, sizes: Sequence[int], most: int) -> Iterator[Bucket]:

@@ -18,6 +18,9 @@ class Centralize(Law):
     for good, and rows with an element that is not finite. Source: Yong et al. 2020, arXiv 2004.01461. It bounds
     nothing, and goes before what does: ``Chain(Centralize(), Norm(1.0))``.
 
+    Only modules tell an embedding table, and a transposed convolution, whose output rows lie along the second
+    dimension: call it with them, not with their parameters or an optimizer, where there are any.
+
     Raises:
         UserError: a sharded parameter's rows are spread over processes.
     """

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 # One call for many tensors, as in torch.nn.utils.clip_grad: the fastest way measured, on a CPU too.
 from torch import Tensor, _foreach_norm, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
+from mmrun.clip.recent import Recent
 from mmrun.clip.shards import Rows, Shards, check_placed, is_spread, local
 from mmrun.errors import UserError
 
 Scopes = Mapping[str, Mapping[str, nn.Parameter]]
 Per = Literal["global", "modality", "tensor", "unit"]
 EACH = -1
+PLANS = 64  # sets of gradients whose plans are kept: with layers dropped at random, each step may have another set
 
 
 class Layout:
@@ -32,21 +36,23 @@ class Layout:
 
     Args:
         scopes: {scope: {parameter name: Parameter}}; a scope may be empty. A parameter under two names of
-            one scope counts once, under the first; one without elements is left out.
+            one scope counts once, under the first; one without elements is left out, and a complex one that is frozen.
         anatomy: what the parameters are within their modules.
 
     Raises:
-        UserError: a parameter is in two scopes, or is complex.
+        UserError: a parameter is in two scopes, or is complex and has a gradient, or can have one.
     """
 
     def __init__(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
         self.scopes: tuple[str, ...] = tuple(scopes)
         self.anatomy = anatomy
-        self._given = [(scope, [id(p) for p in named.values()]) for scope, named in scopes.items()]
+        # Themselves, not their ids: in a copy of this layout, ids are those of other parameters.
+        self._given = [list(named.values()) for named in scopes.values()]
         parameters: list[nn.Parameter] = []
         names: list[str] = []
         owners: list[int] = []
         seen: dict[int, tuple[int, str]] = {}
+        self._complex: list[tuple[str, nn.Parameter]] = []
         for k, (scope, named) in enumerate(scopes.items()):
             for name, parameter in named.items():
                 owner, first = seen.setdefault(id(parameter), (k, name))
@@ -59,11 +65,8 @@ class Layout:
                 if first != name or parameter.numel() == 0:
                     continue
                 if parameter.is_complex():
-                    raise UserError(
-                        "clipping works on real gradients",
-                        given=f"{scope}/{name}, {parameter.dtype}",
-                        remedy="Hold complex weights as real tensors (torch.view_as_real).",
-                    )
+                    self._complex.append((f"{scope}/{name}", parameter))
+                    continue
                 parameters.append(parameter)
                 names.append(f"{scope}/{name}")
                 owners.append(k)
@@ -71,7 +74,17 @@ class Layout:
         # "<scope>/<parameter name>": the keys of a law's state.
         self.names: tuple[str, ...] = tuple(names)
         self.owners: tuple[int, ...] = tuple(owners)  # index of each parameter's scope, ascending
-        self._plans: dict[object, Plan] = {}
+        self._plans: Recent[object, Plan] = Recent(PLANS)
+        self._check_real()
+
+    def _check_real(self) -> None:
+        for name, parameter in self._complex:
+            if parameter.requires_grad or parameter.grad is not None:
+                raise UserError(
+                    "clipping works on real gradients",
+                    given=f"{name}, {parameter.dtype}",
+                    remedy="Hold complex weights as real tensors (torch.view_as_real).",
+                )
 
     def axis(self, parameter: nn.Parameter) -> int | None:
         """The dimension along which a parameter's units lie; None where it is one unit as a whole."""
@@ -114,22 +127,50 @@ class Layout:
         """Whether a parameter is spread over processes."""
         return any(map(is_spread, self.parameters))
 
-    def trainable(self, per: Per) -> list[bool]:
-        """Whether each unit [U] can ever have a gradient."""
-        yes = [p.requires_grad for p in self.parameters]
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Elements that each parameter has [N]."""
+        return np.array([p.numel() for p in self.parameters], dtype=np.int64)
+
+    @cached_property
+    def member(self) -> np.ndarray:
+        """Which parameters make up everything and each scope, Bool [1 + S, N]."""
+        owners = np.array(self.owners, dtype=np.int64)
+        of_scopes = owners[None, :] == np.arange(len(self.scopes))[:, None]
+        return np.concatenate((np.ones_like(owners, dtype=bool)[None, :], of_scopes))
+
+    @cached_property
+    def spans(self) -> list[tuple[list[int] | None, list[int]]]:
+        """``over`` and ``shape`` of ``Part``, of each parameter [N]."""
+        found: list[tuple[list[int] | None, list[int]]] = []
+        for parameter in self.parameters:
+            axis, dims = self.axis(parameter), range(parameter.ndim)
+            over = None if axis is None else [d for d in dims if d != axis]
+            found.append((over, [] if axis is None else [-1 if d == axis else 1 for d in dims]))
+        return found
+
+    @property
+    def requires_grad(self) -> list[bool]:
+        """Which parameters [N] are trainable by now: one that was frozen need not stay so."""
+        return [p.requires_grad for p in self.parameters]
+
+    def open_units(self, open_: Sequence[bool], per: Per) -> list[bool]:
+        """Which units [U] can have a gradient, where these parameters [N] can."""
         if per == "global":
             return [True]
         if per == "modality":
-            owners = {k for k, one in zip(self.owners, yes, strict=True) if one}
+            owners = {k for k, one in zip(self.owners, open_, strict=True) if one}
             return [k in owners for k in range(len(self.scopes))]
         if per == "tensor":
-            return yes
-        return [one for one, rows in zip(yes, self.rows, strict=True) for _ in range(rows)]
+            return list(open_)
+        return [one for one, rows in zip(open_, self.rows, strict=True) for _ in range(rows)]
 
     def holds(self, scopes: Scopes) -> bool:
         """Whether these are the scopes and parameters that it was made of."""
-        given = [(scope, [id(p) for p in named.values()]) for scope, named in scopes.items()]
-        return given == self._given
+        if tuple(scopes) != self.scopes:
+            return False
+        pairs = zip(scopes.values(), self._given, strict=True)
+        return all(len(a) == len(b) and all(map(is_, a.values(), b)) for a, b in pairs)
 
     def gather(self) -> tuple[Plan, list[Tensor]]:
         """The gradients of this step, and what is known of those that have one."""
@@ -141,14 +182,20 @@ class Layout:
 
     def plan(self, grads: Sequence[Tensor | None]) -> tuple[Plan, list[Tensor]]:
         """What is known of a step at which the parameters have these gradients, or none; and those that there are."""
+        self._check_real()
         tensors = [g for g in grads if g is not None]
         every = len(tensors) == len(grads)  # nearly always; hashing 130 booleans takes its time
-        here = None if every else tuple([g is not None for g in grads])
-        # An embedding's gradient may be sparse at one step and dense at the next.
-        sparse = [g.layout != torch.strided for g in tensors]
-        # Gradients have their parameter's dtype and device, and a model moves as a whole.
-        home = (tensors[0].dtype, tensors[0].device) if tensors else None
-        key = (here, home, tuple(sparse) if any(sparse) else None)
+        # Of those without a gradient, some may be trainable by now that were not.
+        here = None if every else tuple([g is not None for g in grads] + self.requires_grad)
+        # A part of a model may change its precision, or move; and an embedding's gradient may be
+        # sparse at one step and dense at the next.
+        key = (
+            here,
+            _few([g.dtype for g in tensors]),
+            _few([g.get_device() for g in tensors]),
+            tensors[0].device if tensors else None,
+            _few([g.layout for g in tensors]),
+        )
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self, [g is not None for g in grads], tensors)
@@ -194,6 +241,9 @@ class Plan:
         self.layout = layout
         self.present = [i for i, yes in enumerate(here) if yes]
         n = len(here)
+        # One that is frozen and has a gradient all the same is stepped with as others are.
+        pairs = zip(layout.requires_grad, here, strict=True)
+        self.open = tuple([one or yes for one, yes in pairs])  # can have a gradient [N]
         self.kinds = [(g.device, g.dtype) for g in tensors]
         dtypes = {g.dtype for g in tensors} or {p.dtype for p in layout.parameters}
         self.scopes = layout.scopes
@@ -203,6 +253,7 @@ class Plan:
         device = self.kinds[0][0] if tensors else next((p.device for p in layout.parameters), None)
         self.device = device or torch.device("cpu")
         self.scattered = len({d for d, _ in self.kinds}) > 1
+        self._uniform = len(set(self.kinds)) == 1
         # The few numbers per tensor are combined in float64: squares neither overflow nor vanish.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
         self.shards = None
@@ -217,11 +268,12 @@ class Plan:
             if len(self.present) == n
             else torch.tensor(self.present, device=self.device, dtype=torch.long)
         )
-        rows = [[True] * n, *([o == k for o in layout.owners] for k in range(len(layout.scopes)))]
-        sizes = [p.numel() if yes else 0 for p, yes in zip(layout.parameters, here, strict=True)]
-        counts = [sum(s for s, yes in zip(sizes, row, strict=True) if yes) for row in rows]
-        self.member = torch.tensor(rows, device=self.device, dtype=torch.bool)  # [1 + S, N]
+        sizes = layout.sizes * np.array(here, dtype=np.int64)
+        counts = np.where(layout.member, sizes, 0).sum(1)
+        self.member = torch.tensor(layout.member, device=self.device)  # Bool [1 + S, N]
         self.sizes = torch.tensor(sizes, device=self.device, dtype=self.wide)  # [N]
+        # At least 1, so that a share of nothing is 0.
+        self.elements = torch.tensor(counts.clip(min=1), device=self.device, dtype=self.wide)
         self.empty = torch.zeros(0, device=self.device, dtype=self.dtype)
         self.owners = torch.tensor(layout.owners, device=self.device, dtype=torch.long)  # [N]
         groups: list[list[int]] = [[] for _ in layout.scopes]
@@ -234,15 +286,11 @@ class Plan:
             device=self.device,
             dtype=torch.bool,
         )  # [1 + S, S]
-        # At least 1, so that a share of nothing is 0.
-        self.elements = torch.tensor(
-            [max(c, 1) for c in counts], device=self.device, dtype=self.wide
-        )
-        owners = [layout.owners[i] for i in self.present]
+        every = list(range(len(self.present)))
         self.blocks: dict[Per, list[Block]] = {
-            "global": _blocks(self.kinds, [0] * len(self.present)),
-            "modality": _blocks(self.kinds, owners),
-            "tensor": _blocks(self.kinds, [EACH] * len(self.present)),
+            "global": self._blocks(0, every),
+            "modality": [b for k, its in enumerate(self.groups) for b in self._blocks(k, its)],
+            "tensor": self._blocks(EACH, every),
         }
         self._constants: dict[int, tuple[Sequence[float], Tensor]] = {}
         self.no_payer = self.filled(1.0, len(self.scopes))
@@ -251,6 +299,20 @@ class Plan:
         if self.shards is not None:
             self.pieces = tuple([] if k is None else [k] for k in self.position)
             self.pieces_member = self.member
+
+    def _blocks(self, unit: int, positions: list[int]) -> list[Block]:
+        """Positions of one unit grouped by device and dtype, in order of first appearance."""
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        if not self._uniform:
+            for k in positions:
+                groups.setdefault(self.kinds[k], []).append(k)
+        elif positions:
+            groups[self.kinds[0]] = positions
+        return [
+            # A coefficient rounded to half precision would be wrong by up to 3 % at 1e-6.
+            Block(unit, its, device, torch.float64 if dtype == torch.float64 else torch.float32)
+            for (device, dtype), its in groups.items()
+        ]
 
     @cached_property
     def position(self) -> list[int | None]:
@@ -261,14 +323,12 @@ class Plan:
     @cached_property
     def trainable(self) -> Tensor:
         """Which parameters can have a gradient, Bool [N]."""
-        return torch.tensor(
-            [p.requires_grad for p in self.layout.parameters], device=self.device, dtype=torch.bool
-        )
+        return torch.tensor(self.open, device=self.device, dtype=torch.bool)
 
     @cached_property
     def row_tensor(self) -> Tensor:
         """The parameter that each row belongs to [R]."""
-        numbers = [i for i, rows in enumerate(self.layout.rows) for _ in range(rows)]
+        numbers = np.repeat(np.arange(len(self.layout.rows)), self.layout.rows)
         return torch.tensor(numbers, device=self.device, dtype=torch.long)
 
     @cached_property
@@ -285,13 +345,9 @@ class Plan:
     @cached_property
     def parts(self) -> list[Part]:
         """How the units of each parameter lie in its gradient [N]."""
-        found: list[Part] = []
-        for i, parameter in enumerate(self.layout.parameters):
-            axis, dims = self.layout.axis(parameter), range(parameter.ndim)
-            over = None if axis is None else [d for d in dims if d != axis]
-            shape = [] if axis is None else [-1 if d == axis else 1 for d in dims]
-            found.append(Part(self.position[i], self.layout.rows[i], over, shape))
-        return found
+        layout = self.layout
+        each = zip(self.position, layout.rows, layout.spans, strict=True)
+        return [Part(k, rows, over, shape) for k, rows, (over, shape) in each]
 
     @cached_property
     def single(self) -> list[int]:
@@ -381,7 +437,9 @@ class Plan:
     def of_rows(self, rows: Tensor, p: float) -> Tensor:
         """p-norms of rows [R] -> p-norms of parameters [N]."""
         if p == float("inf"):
-            here = torch.zeros_like(self.sizes).scatter_reduce_(0, self.row_tensor, rows, "amax")
+            here = torch.zeros_like(self.sizes).scatter_reduce_(
+                0, self.row_tensor, rows.to(self.wide), "amax"
+            )
         else:
             here = self._sum_here(rows**p) ** (1.0 / p)
         return here if self.shards is None else self.shards.over_units(here, p)
@@ -400,16 +458,9 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None
     return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")
 
 
-def _blocks(kinds: list[tuple[torch.device, torch.dtype]], units: list[int]) -> list[Block]:
-    """Positions grouped by unit, device and dtype, in order of first appearance."""
-    groups: dict[tuple[int, torch.device, torch.dtype], list[int]] = {}
-    for position, ((device, dtype), unit) in enumerate(zip(kinds, units, strict=True)):
-        groups.setdefault((unit, device, dtype), []).append(position)
-    return [
-        # A coefficient rounded to half precision would be wrong by up to 3 % at 1e-6.
-        Block(unit, positions, device, torch.float64 if dtype == torch.float64 else torch.float32)
-        for (unit, device, dtype), positions in groups.items()
-    ]
+def _few(each: list[Any]) -> Any:
+    """A key for a list: the one thing that it nearly always holds, which is found sooner than a list is hashed."""
+    return each[0] if each and each.count(each[0]) == len(each) else tuple(each)
 
 
 def _coalesced(gradient: Tensor, name: str) -> Tensor:

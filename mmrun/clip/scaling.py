@@ -82,5 +82,6 @@ class Scaling(Law):
         if not isinstance(limits, Tensor):
             limits = plan.filled(limits, 1)
         # 0 / 0: it alone would have become 0 as well. A scope without a gradient pays nothing.
-        payer = torch.nan_to_num(factors[0] / factors[1:], nan=1.0)
+        wide = factors.to(plan.wide)
+        payer = torch.nan_to_num(wide[0] / wide[1:], nan=1.0)
         return InForce(limits.expand(len(joint)), torch.where(joint[1:] > 0, payer, 1.0))

@@ -1,4 +1,9 @@
-"""What a law can be called with: modules, optimizers, parameters, or any of these by scope."""
+"""What a law can be called with: modules, optimizers, parameters, or any of these by scope.
+
+Only a module tells what its parameters are (``mmrun.clip.anatomy``). Of an optimizer's, and of plain parameters, each is
+taken to have its output rows along the first dimension, and none to be an embedding table: what goes by rows
+(``per="unit"``, AGC, Centralize) wants the modules where there are transposed convolutions or embeddings.
+"""
 
 from __future__ import annotations
 
