@@ -20,7 +20,8 @@ from mmrun.errors import UserError
 class Elementwise(Law):
     """A law with a state of the gradient's own size, beside the numbers by unit that every law may keep.
 
-    What is remembered starts at 0 and is in float32 at least. A parameter learns as a whole: ``learns`` says which do.
+    What is remembered starts at 0 and is in float32 at least. A parameter learns as a whole, as ``Gradients.teaches``
+    says; a finite one that does not is clipped as if it did.
     """
 
     remembers: ClassVar[tuple[str, ...]]  # fields of each element
@@ -116,11 +117,6 @@ class Elements:
                     )
                 taken[field][name] = value.clone()
         self._tensors = taken
-
-
-def learns(norms: Tensor) -> Tensor:
-    """Which units a law learns from, and acts on: Bool, of their norms. One that is 0 or not finite says nothing."""
-    return torch.isfinite(norms) & (norms > 0)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -306,7 +306,7 @@ class Clipper:
         if self.nonfinite == "pass" or not parts:
             return None
         device = parts[0].raw.device
-        total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
+        total = sum((each.total.to(device) for each in parts[1:]), parts[0].total)
         finite = torch.isfinite(total)
         on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
         skippable = can_skip(optimizer)

@@ -7,7 +7,8 @@ law under FakeTensorMode, where each of these raises). What every law keeps to:
 - A parameter without a gradient at this step (or a frozen one) is skipped: its norm is 0, its state stays.
 - Gradients that need no clipping keep their bits.
 - Norms are summed in float32 at least, in float64 for float64 gradients.
-- A unit whose norm is 0 or not finite leaves the law's state as it was; one that is not finite passes as it is.
+- A unit whose norm is 0 or not finite leaves the law's state as it was, and so does every unit at a step with a
+  gradient that came not finite (``Gradients.teaches``); a unit that is not finite passes as it is.
 - The number that one sweeps is called ``threshold``; infinity is "off".
 """
 

@@ -55,13 +55,8 @@ class Scaling(Law):
         return torch.nan_to_num(limits / finite, nan=1.0, posinf=1.0).clamp_(max=1.0)
 
     def teaches(self, norms: Tensor, gradients: Gradients) -> Tensor:
-        """Which units [U] a law that remembers norms learns from: not 0, at a step that is finite throughout.
-
-        A step that is finite in part is made 0 as a whole by the engine's default policy; without an engine as well
-        it is as if it had not been.
-        """
-        ok = (norms > 0) & (norms < torch.inf)
-        return ok if self.per == "global" else ok & torch.isfinite(gradients.raw.sum())
+        """Which units [U] a law that remembers norms learns from: see ``Gradients.teaches``."""
+        return gradients.teaches(norms)
 
     def clip(self, gradients: Gradients) -> InForce:
         """One norm pass (two unless p is 2), one multiplication."""

@@ -21,7 +21,9 @@ class Skip(Adaptive):
 
     The standard deviation is the unbiased one. Every norm enters it, also one that is skipped, so that a lasting
     rise is soon normal. Source: OLMo-core, ``skip_step_optimizer.py``, without its test of the loss: there is no paper.
-    With ``per=global`` a fused optimizer leaves out the step; any other takes it, with gradient 0.
+    Alone it makes gradients 0, and the optimizer's step is taken: momentum and weight decay move on. Within a
+    ``Clipper`` that is called with a fused optimizer, ``per=global`` leaves out the step itself; with any other one,
+    and with ``per=modality``, it is as alone.
 
     Args:
         threshold: k, in standard deviations; infinity is "off".

@@ -65,6 +65,19 @@ class Gradients:
         """L2 norms as they came [N]; 0 where there is no gradient. Read before anything is written."""
         return self._measured(2.0)
 
+    @cached_property
+    def total(self) -> Tensor:
+        """The sum of the norms as they came, 0-dim: not finite where an element of any gradient is not."""
+        return self.raw.sum()
+
+    def teaches(self, norms: Tensor) -> Tensor:
+        """Which units, of their norms as they are by now, a law learns from: Bool.
+
+        The one rule for what is remembered: no law learns from a step in which a gradient came that was not finite,
+        whatever a policy made of it since; nor from a unit whose norm is 0 or not finite.
+        """
+        return usable(norms) & torch.isfinite(self.total)
+
     def norms(self, p: float = 2.0) -> Tensor:
         """The p-norm of each parameter's gradient as it is by now [N]; 0 where it has none. One pass at most."""
         if self._factors is None:
@@ -364,6 +377,11 @@ class Gradients:
         else:
             raw = self.raw
         return raw, squares.sqrt(), inner, changed
+
+
+def usable(norms: Tensor) -> Tensor:
+    """Which norms say something, Bool: those above 0 that are finite."""
+    return (norms > 0) & (norms < torch.inf)
 
 
 def _values(g: Tensor) -> Tensor:
