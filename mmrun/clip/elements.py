@@ -42,14 +42,21 @@ class Elementwise(Law):
 
     def state_dict(self) -> dict[str, Any]:
         """{field: {unit: its values}}, {field: {parameter: its elements' values}}; {} while nothing was learnt."""
-        return {**super().state_dict(), **self._elements.state_dict()}
+        numbers = super().state_dict()
+        if not self.is_bound:
+            return numbers
+        # All fields or none: numbers by unit are made at the first step, elements at a parameter's first gradient.
+        none = {field: {} for field in self.remembers} if numbers else {}
+        return {**none, **numbers, **self._elements.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``. Parameters that it does not know start afresh.
+        """Take up a state, as ``Law``. Parameters that it does not know start afresh.
 
         Raises:
             UserError: the state is another law's, or of tensors of other shapes.
         """
+        if self.must_wait(state):
+            return
         known = {*self.fields(), *self.remembers}
         if state and set(state) != known:
             raise UserError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,7 @@ from mmrun.clip.memory import Field, Memory
 from mmrun.clip.sources import Clippable, scopes_of
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.words import written
 from mmrun.errors import UserError
 
 
@@ -55,6 +57,12 @@ class Law(ABC):
         self.factor = 1.0
         self._layout: Layout | None = None
         self._memory: Memory | None = None
+        self._waiting: Mapping[str, Any] | None = None  # a state, until there are parameters
+
+    def __repr__(self) -> str:
+        percentile = getattr(self, "percentile", None)
+        threshold = f"p{percentile:g}" if percentile else self.threshold
+        return written(self, threshold=threshold)
 
     @property
     def current(self) -> float:
@@ -106,6 +114,7 @@ class Law(ABC):
     @torch.no_grad()
     def apply(self) -> Stats:
         """Clip the gradients in place and say what was done; once per optimizer step."""
+        self.take_up_waiting()
         gradients = Gradients(*self.layout.gather())
         return gradients.stats(self.clip(gradients))
 
@@ -134,14 +143,16 @@ class Law(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, by field and unit; {} where there is nothing."""
-        return self.memory.state_dict()
+        return dict(self._waiting) if self._waiting is not None else self.memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``. Units that it does not know start afresh.
+        """Take up a state; before there are parameters, it waits for them. Units that it does not know start afresh.
 
         Raises:
             UserError: the state is another law's.
         """
+        if self.must_wait(state):
+            return
         if state and not self.memory.fields:
             raise UserError(
                 f"clip={self.algorithm} keeps no state",
@@ -149,6 +160,34 @@ class Law(ABC):
                 remedy="Resume with the clip law that the checkpoint was written with.",
             )
         self.memory.load_state_dict(state)
+
+    def must_wait(self, state: Mapping[str, Any]) -> bool:
+        """Whether there are no parameters yet that the state could be of: it is kept for them then.
+
+        Raises:
+            UserError: it is no state at all.
+        """
+        if not isinstance(state, Mapping):
+            raise UserError(
+                "this is no state of a clip law",
+                given=type(state).__name__,
+                remedy="Give what its state_dict() returned.",
+            )
+        self._waiting = dict(state) if self._layout is None else None
+        return self._layout is None
+
+    def take_up_waiting(self) -> None:
+        """Take up the state that came before the parameters did, if one did."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.load_state_dict(waiting)
+
+
+def check_law(law: object, what: str, remedy: str) -> None:
+    """Raise UserError that says ``what`` is made of laws, for what is none: its class or its name, most likely."""
+    if not isinstance(law, Law):
+        named = f"the class {law.__name__}" if isinstance(law, type) else f"{law!r}"
+        raise UserError(f"{what} of clip laws", given=named, remedy=remedy)
 
 
 def positive(key: str, value: float, *, hint: str = "") -> float:
@@ -188,7 +227,7 @@ def nonnegative(key: str, value: float) -> float:
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    good = not isinstance(value, bool) and isinstance(value, int | float)
+    good = not isinstance(value, bool) and isinstance(value, Real)
     if not good or not 0 <= value < math.inf:
         raise UserError(
             f"clip.{key} must be 0 or more, and finite", given=value, remedy="Give 0 or 1e-6."
@@ -202,7 +241,7 @@ def within(key: str, value: float, low: float, high: float, *, ends: bool = Fals
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    good = not isinstance(value, bool) and isinstance(value, int | float)
+    good = not isinstance(value, bool) and isinstance(value, Real)
     if not good or not (low <= value <= high if ends else low < value < high):
         raise UserError(
             f"clip.{key} is out of range",
@@ -227,7 +266,7 @@ def count(key: str, value: int, *, least: int = 0) -> int:
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 or value < least:
+    if isinstance(value, bool) or not isinstance(value, Real) or value % 1 or value < least:
         raise UserError(
             f"clip.{key} is a whole number", given=value, remedy=f"Give {least} or more."
         )

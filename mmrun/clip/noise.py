@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -38,9 +39,9 @@ class Noise(Law):
     def __init__(self, threshold: float, *, decay: float = 0.55, seed: int = 0) -> None:
         super().__init__(threshold)
         self.decay = nonnegative("decay", decay)
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
             raise UserError("clip.seed is a whole number", given=seed, remedy="Give e.g. 0.")
-        self.seed = seed
+        self.seed = int(seed)
 
     def fields(self) -> dict[str, Field]:
         """t, of the whole."""
