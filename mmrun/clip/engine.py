@@ -163,13 +163,15 @@ class Clipper:
         self._optimizer = None
         self.steps = 0
         if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            self.load_state_dict(waiting, fresh=self._fresh)
+            try:
+                self.load_state_dict(self._waiting, fresh=self._fresh)
+            except UserError:
+                self._layout = None  # still not bound: the next call must not start afresh unseen
+                raise
+            self._waiting = None
 
     def _floor(self, law: Law) -> Floor | None:
-        if not self.floor:
-            return None
-        return Floor(self.floor, per=law.per, p=law.p)
+        return Floor(self.floor, per=law.per, p=law.p) if self.floor else None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clip this optimizer's updates from now on, and no other's, with ``on="update"``; nothing else needs it.

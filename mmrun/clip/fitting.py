@@ -28,7 +28,8 @@ def check(laws: Mapping[str, Law], *, floor: float, on_update: bool) -> None:
                 remedy="Make one for each scope.",
             )
     for law in laws.values():
-        if isinstance(law, Bounded) and law.threshold < floor:
+        last = (law, *getattr(law, "laws", ()))[-1]  # of a chain, the one that has its threshold
+        if isinstance(last, Bounded) and last.threshold < floor:
             raise UserError(
                 "clip.floor is above the threshold, and would undo what is clipped",
                 given=f"floor={floor:g}, {law!r}",

@@ -179,8 +179,13 @@ class Law(ABC):
     def take_up_waiting(self) -> None:
         """Take up the state that came before the parameters did, if one did."""
         waiting, self._waiting = self._waiting, None
-        if waiting is not None:
+        if waiting is None:
+            return
+        try:
             self.load_state_dict(waiting)
+        except UserError:
+            self._waiting = waiting  # the next call must not start afresh unseen
+            raise
 
 
 def check_law(law: object, what: str, remedy: str) -> None:

@@ -66,7 +66,7 @@ def check_state(state: Any) -> None:
         isinstance(state, Mapping)
         and isinstance(state.get("steps"), int)
         and isinstance(laws := state.get("laws"), Mapping)
-        and all(isinstance(each, Mapping) and each.keys() == KEYS for each in laws.values())
+        and all(isinstance(each, Mapping) and each.keys() >= KEYS for each in laws.values())
     )
     if not good:
         keys = isinstance(state, Mapping)

@@ -336,10 +336,14 @@ def test_a_state_that_waits_is_of_these_laws():
     clip_.bind(scoped([1.0]))
     with pytest.raises(UserError, match=r"another clip law.*norm per global, and this is value"):
         Clipper(Value(1.0)).load_state_dict(clip_.state_dict())
-    law = Spike(1.0)
+    other = {"": {"algorithm": "spike", "per": "tensor", "state": {"mean": {}}}}
+    law, clip_, bound = Spike(1.0), Clipper(Spike(1.0)), scoped([1.0])
     law.load_state_dict({"mean": {}})
-    with pytest.raises(UserError, match=r"another clip law.*mean"):
-        law(scoped([1.0]))
+    clip_.load_state_dict({"steps": 1, "laws": other})
+    for each in (law, clip_):
+        for _ in range(2):  # nor does it start afresh at the next call
+            with pytest.raises(UserError, match=r"another clip law.*mean"):
+                each(bound)
 
 
 def test_a_law_without_a_gradient_so_far_can_be_saved():
@@ -506,6 +510,7 @@ ANY: Any = Clipper
         (lambda: Chain(LAW, Value(1.0), LAW), "in a chain twice"),
         (lambda: Clipper(Norm(1.0), floor=1.5), r"floor is above.*floor=1\.5, Norm\(1\.0\)"),
         (lambda: Clipper(Value(1.0), scopes={"a": Norm(1.0)}, floor=1.5), "floor is above"),
+        (lambda: Clipper(Chain(Value(9.0), Norm(1.0)), floor=1.5), "floor is above"),
     ],
 )
 def test_what_a_clipper_is_not_made_of(made: Any, says: str):
