@@ -9,6 +9,8 @@
     optimizer.step()
     stats["coefficient"][""]  # of everything; still on the device
 
+    clip.load_state_dict(checkpoint["clip"])  # from clip.state_dict(); before the first call, or at any time
+
     clip = Norm(0.5, per="modality")  # a bound of its own for each scope
     stats = clip({"image": image_encoder, "text": text_encoder, "head": head})
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.buckets import in_parts
-from mmrun.clip.elements import at_least_float32, largest, learns
+from mmrun.clip.elements import at_least_float32, largest
 from mmrun.clip.law import Law, decay
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
-from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.step import Gradients, InForce, usable
 
 
 class AdaClip(Law):
@@ -46,12 +46,12 @@ class AdaClip(Law):
         """One pass more than a scaling takes, for the largest elements."""
         plan, beta = gradients.plan, self.beta
         highest = gradients.norms(math.inf)
-        ok = learns(highest)
+        ok, learnt = usable(highest), gradients.teaches(highest)
         highest = torch.where(ok, highest, 1.0)
         state = self.memory.on(plan.device, plan.wide)
         seen = state["seen"] + 1.0
         mean = beta * state["mean"] + (1.0 - beta) * highest
-        self.memory.keep(ok, {"mean": mean, "seen": seen})
+        self.memory.keep(learnt, {"mean": mean, "seen": seen})
         bounds = self.current * mean / (1.0 - beta**seen)
         over = ok & (highest > bounds)
         bounds = torch.where(ok, bounds, math.inf)

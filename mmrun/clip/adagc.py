@@ -12,7 +12,7 @@ from mmrun.clip.law import count, decay, positive
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.scaling import Scaling
-from mmrun.clip.step import Gradients
+from mmrun.clip.step import Gradients, usable
 
 
 class AdaGC(Scaling):
@@ -62,10 +62,9 @@ class AdaGC(Scaling):
         state = self.memory.on(plan.device, plan.wide)
         mean, steps = state["mean"], state["steps"]
         whole = norms if self.per == "global" else gradients.joint()[:1]
-        counts = torch.isfinite(whole) & (whole > 0)
         warm = steps < self.warmup_steps
         # A step that is not finite passes as it is: a share of 0 would not let it. 0 * infinity is no bound.
-        share = torch.where(counts, self.absolute / whole, 1.0)
+        share = torch.where(usable(whole), self.absolute / whole, 1.0)
         shared = torch.nan_to_num(norms * share, nan=math.inf, posinf=math.inf)
         limits = torch.where(warm, shared, self.current * mean)
         if self.is_off:
@@ -75,5 +74,5 @@ class AdaGC(Scaling):
         late = torch.where(torch.isinf(mean), clipped, self.beta * mean + (1 - self.beta) * clipped)
         mean = torch.where(warm, torch.minimum(mean, clipped), late)
         self.memory.keep(self.teaches(norms, gradients), {"mean": mean})
-        self.memory.keep(counts.expand_as(steps), {"steps": steps + 1})
+        self.memory.keep(gradients.teaches(whole).expand_as(steps), {"steps": steps + 1})
         return limits

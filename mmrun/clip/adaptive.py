@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.scaling import Scaling
-from mmrun.clip.step import Gradients
+from mmrun.clip.step import Gradients, usable
 
 
 class Adaptive(Scaling):
     """c_u follows from the unit's own history, which ``fields`` names and ``follow`` moves on.
 
-    A unit learns nothing where its norm is 0, and no unit does at a step that is not finite throughout: under the
-    engine's default policy such a step is made 0 as a whole. While the threshold is infinite (an engine's warm-up), a
-    law learns and clips nothing.
+    ``Gradients.teaches`` says when a unit learns; a finite one that does not is clipped as if it did. While the threshold
+    is infinite (an engine's warm-up), a law learns and clips nothing.
     """
 
     @abstractmethod
@@ -28,8 +27,8 @@ class Adaptive(Scaling):
         """(thresholds in force [U], what the state becomes); pure.
 
         Args:
-            norms: p-norms of the units [U]; 0 for a unit that learns nothing: what its state becomes is dropped, and
-                its threshold is what another gradient would have met.
+            norms: p-norms of the units [U]; 0 for one that is not finite: what its state becomes is dropped, and its
+                threshold is what another gradient would have met.
             state: the fields, [U, ...].
         """
 
@@ -37,7 +36,6 @@ class Adaptive(Scaling):
         """The thresholds in force [U]; the state moves on."""
         plan = gradients.plan
         state = self.memory.on(plan.device, plan.wide)
-        ok = self.teaches(norms, gradients)
-        limits, new = self.follow(torch.where(ok, norms, 0.0), state)
-        self.memory.keep(ok, new)
+        limits, new = self.follow(torch.where(usable(norms), norms, 0.0), state)
+        self.memory.keep(self.teaches(norms, gradients), new)
         return torch.full_like(limits, math.inf) if self.is_off else limits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.adaptive import Adaptive
-from mmrun.clip.law import count
+from mmrun.clip.law import MOST_WINDOW, count
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.errors import UserError
@@ -46,7 +46,7 @@ class AutoClip(Adaptive):
                 given=threshold,
                 remedy="Give a number above 0, up to 100; or .inf for no bound.",
             )
-        self.window = count("window", window, least=1)
+        self.window = count("window", window, least=1, most=MOST_WINDOW)
 
     def fields(self) -> dict[str, Field]:
         """The last norms in a ring, infinity where there is none yet, and how many there have been."""

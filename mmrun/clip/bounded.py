@@ -96,14 +96,7 @@ class Bounded(Scaling):
             sizes = self._sizes()
         wanted = [size * yes for size, yes in zip(sizes, units, strict=True)]
         whole = self._whole(wanted, open_) if self.budget == "total" else 1.0
-        weights = [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
-        if any(each and not share for each, share in zip(wanted, weights, strict=True)):
-            raise UserError(
-                "clip.p is so small that the share of each unit is 0",
-                given=f"p={self.p:g}, {sum(units)} units",
-                remedy="Give a larger clip.p, or clip.budget=each.",
-            )
-        return weights
+        return [(each / whole) ** (1.0 / self.p) if each else 0.0 for each in wanted]
 
     def _sizes(self) -> list[float]:
         layout = self.layout

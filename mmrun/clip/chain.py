@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
-from mmrun.clip.law import Law
+from mmrun.clip.law import Law, check_law
 from mmrun.clip.layout import Scopes
 from mmrun.clip.none import Unclipped
 from mmrun.clip.step import Gradients, InForce
@@ -37,6 +37,12 @@ class Chain(Law):
             raise UserError("a chain needs laws", remedy="Give e.g. clip.laws=[centralize,norm].")
         for each in laws:
             _check_member(each)
+        if len(set(map(id, laws))) < len(laws):
+            raise UserError(
+                "a law is in a chain twice, and would learn from both places",
+                given=", ".join(map(repr, laws)),
+                remedy="Make one for each place.",
+            )
         last = laws[-1]
         super().__init__(last.threshold)
         self.laws = laws
@@ -48,6 +54,7 @@ class Chain(Law):
         super().bind(scopes, anatomy)
         for each in self.laws:
             each.bind(scopes, anatomy)
+            each.take_up_waiting()
 
     def schedule(self, factor: float) -> None:
         """Multiply the last member's threshold by this at the next step."""
@@ -73,15 +80,19 @@ class Chain(Law):
 
     def state_dict(self) -> dict[str, Any]:
         """{position and name of a member: its state}, of those that have one."""
+        if self._waiting is not None or not self.is_bound:
+            return super().state_dict()
         states = {key: each.state_dict() for key, each in self._members().items()}
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``.
+        """Take up a state, as ``Law``.
 
         Raises:
             UserError: the state is of another chain, or of another law.
         """
+        if self.must_wait(state):
+            return
         members = self._members()
         if not set(state) <= set(members):
             raise UserError(
@@ -94,12 +105,7 @@ class Chain(Law):
 
 
 def _check_member(law: Law) -> None:
-    if not isinstance(law, Law):  # a list of them, most likely
-        raise UserError(
-            "a chain is made of laws",
-            given=type(law).__name__,
-            remedy="E.g. Chain(Centralize(), Norm(1.0)).",
-        )
+    check_law(law, "a chain is made", "E.g. Chain(Centralize(), Norm(1.0)).")
     if isinstance(law, Chain | Unclipped):
         raise UserError(
             f"clip={law.algorithm} cannot be part of a chain",

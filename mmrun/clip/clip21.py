@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.buckets import in_parts
-from mmrun.clip.elements import Elementwise, learns
+from mmrun.clip.elements import Elementwise
 from mmrun.clip.layout import Per
 from mmrun.clip.scaling import Scaling
-from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.step import Gradients, InForce, usable
 
 
 class Clip21(Elementwise, Scaling):
@@ -42,7 +42,9 @@ class Clip21(Elementwise, Scaling):
         """The threshold in force bounds the difference."""
         plan, per = gradients.plan, self.per
         passed_on = self.remembered(gradients)["v"]
-        learnt = gradients.each(plan.expand(learns(gradients.unit_norms(per, self.p)), per))
+        norms = gradients.unit_norms(per, self.p)
+        acts = gradients.each(plan.expand(usable(norms), per))
+        learns = gradients.each(plan.expand(gradients.teaches(norms), per))
         tensors = gradients.open()
         differences = [g.to(v.dtype) - v for g, v in zip(tensors, passed_on, strict=True)]
         lengths = gradients.measure(differences, self.p)
@@ -50,10 +52,10 @@ class Clip21(Elementwise, Scaling):
             joint = plan.join(lengths, "tensor", self.p)
             lengths = joint[1:] if per == "modality" else joint[:1]
         factors = gradients.each(plan.expand(self.respond(lengths, self.current), per))
-        parts = zip(tensors, passed_on, differences, factors, learnt, strict=True)
-        for g, v, difference, factor, yes in in_parts(parts):
+        parts = zip(tensors, passed_on, differences, factors, acts, learns, strict=True)
+        for g, v, difference, factor, acting, learnt in in_parts(parts):
             # Not v + (g - v) where all of the difference passes: g keeps its bits.
             moved = torch.where(factor < 1.0, v + difference.mul_(factor), g)
-            v.copy_(torch.where(yes, moved, v))
-            g.copy_(torch.where(yes, moved, g))
+            v.copy_(torch.where(learnt, moved, v))
+            g.copy_(torch.where(acting, moved, g))
         return InForce(plan.filled(self.current, 1 + len(plan.scopes)), plan.no_payer)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.buckets import in_parts
-from mmrun.clip.elements import Elementwise, learns
+from mmrun.clip.elements import Elementwise
 from mmrun.clip.law import decay, nonnegative, within
 from mmrun.clip.layout import Per
-from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.step import Gradients, InForce, usable
 
 
 class Coordinate(Elementwise):
@@ -56,17 +56,19 @@ class Coordinate(Elementwise):
         """It bounds neither a norm nor an element, so that the threshold in force is infinity."""
         plan, alpha, beta1, beta2 = gradients.plan, self.alpha, self.beta1, self.beta2
         state = self.remembered(gradients)
-        each = gradients.each(learns(gradients.norms()))
-        parts = zip(gradients.open(), state["mean"], state["power"], each, strict=True)
-        for g, mean, power, learnt in in_parts(parts):
+        norms = gradients.norms()
+        each = gradients.each(usable(norms)), gradients.each(gradients.teaches(norms))
+        parts = zip(gradients.open(), state["mean"], state["power"], *each, strict=True)
+        for g, mean, power, ok, learnt in in_parts(parts):
             wide = g.to(mean.dtype)
             sizes = wide.abs().pow_(alpha)
-            mean.copy_(torch.where(learnt, beta1 * mean + (1.0 - beta1) * wide, mean))
-            power.copy_(torch.where(learnt, beta2 * power + (1.0 - beta2) * sizes, power))
-            if self.current == math.inf:
+            m, tau = beta1 * mean + (1.0 - beta1) * wide, beta2 * power + (1.0 - beta2) * sizes
+            mean.copy_(torch.where(learnt, m, mean))
+            power.copy_(torch.where(learnt, tau, power))
+            if self.is_off:
                 continue
-            factors = power ** (1.0 / alpha) * self.current / (mean.abs() + self.eps)
+            factors = tau ** (1.0 / alpha) * self.current / (m.abs() + self.eps)
             # 0 / 0 with eps 0, where no element has had a gradient so far.
             factors = factors.nan_to_num_(nan=1.0).clamp_(max=1.0)
-            g.copy_(torch.where(learnt, wide * factors, wide))
+            g.copy_(torch.where(ok, wide * factors, wide))
         return InForce(plan.filled(math.inf, 1 + len(plan.scopes)), plan.no_payer)

@@ -20,7 +20,8 @@ from mmrun.errors import UserError
 class Elementwise(Law):
     """A law with a state of the gradient's own size, beside the numbers by unit that every law may keep.
 
-    What is remembered starts at 0 and is in float32 at least. A parameter learns as a whole: ``learns`` says which do.
+    What is remembered starts at 0 and is in float32 at least. A parameter learns as a whole, as ``Gradients.teaches``
+    says; a finite one that does not is clipped as if it did.
     """
 
     remembers: ClassVar[tuple[str, ...]]  # fields of each element
@@ -41,14 +42,21 @@ class Elementwise(Law):
 
     def state_dict(self) -> dict[str, Any]:
         """{field: {unit: its values}}, {field: {parameter: its elements' values}}; {} while nothing was learnt."""
-        return {**super().state_dict(), **self._elements.state_dict()}
+        numbers = super().state_dict()
+        if not self.is_bound:
+            return numbers
+        # All fields or none: numbers by unit are made at the first step, elements at a parameter's first gradient.
+        none = {field: {} for field in self.remembers} if numbers else {}
+        return {**none, **numbers, **self._elements.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``. Parameters that it does not know start afresh.
+        """Take up a state, as ``Law``. Parameters that it does not know start afresh.
 
         Raises:
             UserError: the state is another law's, or of tensors of other shapes.
         """
+        if self.must_wait(state):
+            return
         known = {*self.fields(), *self.remembers}
         if state and set(state) != known:
             raise UserError(
@@ -116,11 +124,6 @@ class Elements:
                     )
                 taken[field][name] = value.clone()
         self._tensors = taken
-
-
-def learns(norms: Tensor) -> Tensor:
-    """Which units a law learns from, and acts on: Bool, of their norms. One that is 0 or not finite says nothing."""
-    return torch.isfinite(norms) & (norms > 0)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -14,18 +13,21 @@ from torch.optim import Optimizer
 from mmrun.clip.anatomy import NO_ANATOMY, Anatomy
 from mmrun.clip.bounded import Bounded
 from mmrun.clip.carry import carried
+from mmrun.clip.fitting import check
 from mmrun.clip.floor import Floor
 from mmrun.clip.law import Law, count, finite
 from mmrun.clip.layout import Layout, Scopes
 from mmrun.clip.none import Unclipped
-from mmrun.clip.skipping import Skipping, can_skip
+from mmrun.clip.schedule import Schedule, factor, length
+from mmrun.clip.skipping import Skipping, can_skip, skip_next
 from mmrun.clip.sources import Clippable, scopes_of
+from mmrun.clip.state import check_laws, check_state, has_learnt, state_of, take_up
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients
 from mmrun.clip.update import Update
+from mmrun.clip.words import written
 from mmrun.errors import UserError, nearest
 
-Schedule = Literal["constant", "linear", "cosine", "exponential"]
 Nonfinite = Literal["skip", "zero", "pass", "raise"]
 On = Literal["gradient", "update"]
 
@@ -82,22 +84,11 @@ class Clipper:
         self.own = dict(scopes or {})
         self.floor = 0.0 if floor == 0 else finite("floor", floor)
         self.on: On = on
+        check(self.laws, floor=self.floor, on_update=on == "update")
         self.warmup = count("warmup", warmup)
         self.schedule: Schedule = schedule
         self.schedule_end = finite("schedule_end", schedule_end)
-        self.total_steps = total_steps
-        if schedule != "constant" and total_steps is None:
-            raise UserError(
-                "a schedule needs to know how long the training is",
-                given=f"schedule={schedule}",
-                remedy="Give total_steps, the number of optimizer steps.",
-            )
-        if on == "update" and any(getattr(each, "percentile", None) for each in self.laws.values()):
-            raise UserError(
-                "there is no update before training that a percentile could be taken of",
-                given="clip.on=update with a threshold such as p90",
-                remedy="Take it of a finished run, with clip.calibrate_from=RUN, or give a number.",
-            )
+        self.total_steps = length(schedule, total_steps)
         self.nonfinite: Nonfinite = nonfinite
         self.max_nonfinite = count("max_nonfinite", max_nonfinite, least=1)
         self.calibration_batches = count("calibration_batches", calibration_batches, least=1)
@@ -111,7 +102,13 @@ class Clipper:
         self._measuring: list[tuple[Law, Floor | None]] = []
         self._layout: Layout | None = None
         self._parts: list[tuple[Law, Floor | None]] = []
-        self._member: dict[object, Tensor] = {}
+        self._members: dict[tuple[int, ...], Tensor] = {}  # see Stats.merge
+        self._optimizer: ref[Optimizer] | None = None  # whose updates are clipped
+        self._waiting: Mapping[str, Any] | None = None  # a state, until there are parameters
+        self._fresh = False  # how it is taken up
+
+    def __repr__(self) -> str:
+        return written(self, scopes=self.own)
 
     @property
     def algorithm(self) -> str:
@@ -132,7 +129,7 @@ class Clipper:
     # Binding
 
     def bind(self, scopes: Scopes, anatomy: Anatomy = NO_ANATOMY) -> None:
-        """Bind to {scope: {parameter name: Parameter}}; afresh, so that state starts anew.
+        """Bind to {scope: {parameter name: Parameter}}; afresh, but for a state that waits for it.
 
         Raises:
             UserError: a parameter is in two scopes, or a law is for a scope that there is not.
@@ -153,6 +150,7 @@ class Clipper:
         self._parts = []
         for law, its in bound:
             law.bind(its, anatomy)
+            law.take_up_waiting()
             floor = self._floor(law)
             if floor is not None:
                 floor.bind(its, anatomy)
@@ -161,28 +159,43 @@ class Clipper:
             measure = Unclipped()
             measure.bind(scopes, anatomy)
             self._measuring = [(measure, None)]
-        self._member = {}
+        self._members = {}
+        self._optimizer = None
         self.steps = 0
+        if self._waiting is not None:
+            try:
+                self.load_state_dict(self._waiting, fresh=self._fresh)
+            except UserError:
+                self._layout = None  # still not bound: the next call must not start afresh unseen
+                raise
+            self._waiting = None
 
     def _floor(self, law: Law) -> Floor | None:
-        if not self.floor:
-            return None
-        return Floor(self.floor, per=law.per, p=law.p)
+        return Floor(self.floor, per=law.per, p=law.p) if self.floor else None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clip this optimizer's updates from now on, and no other's, with ``on="update"``; nothing else needs it.
 
         Raises:
-            UserError: a parameter is not the optimizer's.
+            UserError: a parameter is not the optimizer's; or another one is attached, which would go on unclipped.
         """
         if self.on != "update" or (self._update is not None and self._update.is_of(optimizer)):
             return
         if self._layout is None:
             raise RuntimeError("bind(...) comes before attach()")
+        self._check_alone(optimizer)
         named = dict(zip(self._layout.names, self._layout.parameters, strict=True))
         update = Update(optimizer, named, self._clip_update)
         self._end_update()
-        self._update = update
+        self._update, self._optimizer = update, ref(optimizer)
+
+    def _check_alone(self, optimizer: Optimizer) -> None:
+        if self._optimizer is not None and self._optimizer() not in (None, optimizer):
+            raise UserError(
+                "this Clipper clips the updates of another optimizer",
+                given=type(optimizer).__name__,
+                remedy="Use a Clipper for each optimizer; or bind(...) afresh, which lets the first one go.",
+            )
 
     def _end_update(self) -> None:
         if self._update is not None:
@@ -191,8 +204,8 @@ class Clipper:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along; a copy is attached to no optimizer."""
-        none = dict.fromkeys(("_update", "_skipping"))
-        return {**self.__dict__, **none, "_member": {}}
+        none = dict.fromkeys(("_update", "_skipping", "_optimizer"))
+        return {**self.__dict__, **none, "_members": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_skipping": WeakKeyDictionary()}
@@ -206,16 +219,20 @@ class Clipper:
         Raises:
             UserError: it has learnt from other parameters, and none of them is among these.
         """
+        optimizer = parameters if isinstance(parameters, Optimizer) else None
+        if optimizer is not None:
+            self._check_alone(optimizer)
         scopes, anatomy = scopes_of(parameters)
         if self._layout is None:
             self.bind(scopes, anatomy)
         elif not self._layout.holds(scopes):
-            old, state = self._layout, self.state_dict()
+            old, state, attached = self._layout, self.state_dict(), self._optimizer
             self.bind(scopes, anatomy)
-            if self.warmup or self.schedule != "constant" or _has_learnt(state):
+            self._optimizer = attached
+            if self.warmup or self.schedule != "constant" or has_learnt(state):
                 state = carried(state, old, self._layout)
             self.load_state_dict(state)
-        return self.apply(parameters if isinstance(parameters, Optimizer) else None)
+        return self.apply(optimizer)
 
     # A step
 
@@ -229,10 +246,20 @@ class Clipper:
             optimizer: whose step follows; a fused one leaves out a step that is skipped.
 
         Raises:
-            UserError: it is missing with ``on="update"``.
+            UserError: it is missing with ``on="update"``; or there is nothing to clip yet.
         """
-        self._factor = self._scheduled()
-        self.steps += 1
+        if self._layout is None:
+            raise UserError(
+                "a Clipper does not know yet what it clips",
+                remedy="Call it with that: clip(model.parameters()); or bind(...) comes before apply().",
+            )
+        self._factor = factor(
+            self.schedule,
+            self.schedule_end,
+            self.steps,
+            warmup=self.warmup,
+            total=self.total_steps,
+        )
         if self.on == "update":
             if optimizer is not None:
                 self.attach(optimizer)
@@ -245,6 +272,7 @@ class Clipper:
             laws = self._measuring
         else:
             laws = self._parts
+        self.steps += 1
         parts = [Gradients(*law.layout.gather()) for law, _ in laws]
         skip = self._guard(parts, optimizer)
         return self._clip(laws, parts, optimizer, skip)
@@ -285,28 +313,18 @@ class Clipper:
                 skip = in_force.skipped if skip is None else skip | in_force.skipped
             done.append(gradients.stats(in_force))
         if skip is not None and optimizer is not None and can_skip(optimizer):
-            self._skip(optimizer, skip)
+            skip_next(self._skipping, optimizer, skip, look=may_look(skip.device))
         if len(done) == 1:
             return done[0]
         assert self._layout is not None
-        return Stats.merge(done, self._layout.scopes, self._members(done))
-
-    def _skip(self, optimizer: Optimizer, skip: Tensor) -> None:
-        skipping = self._skipping.get(optimizer)
-        if may_look(skip.device) and not bool(skip):
-            if skipping is not None:
-                skipping.clear(optimizer)
-            return
-        if skipping is None:
-            skipping = self._skipping[optimizer] = Skipping(optimizer)
-        skipping.mark(optimizer, skip)
+        return Stats.merge(done, self._layout.scopes, self._members)
 
     def _guard(self, parts: Sequence[Gradients], optimizer: Optimizer | None) -> Tensor | None:
         """Apply the policy for non-finite gradients; whether the step is to be left out, 0-dim Bool."""
         if self.nonfinite == "pass" or not parts:
             return None
         device = parts[0].raw.device
-        total = sum((each.raw.sum().to(device) for each in parts[1:]), parts[0].raw.sum())
+        total = sum((each.total.to(device) for each in parts[1:]), parts[0].total)
         finite = torch.isfinite(total)
         on_host = all(may_look(g.plan.device) and not g.plan.scattered for g in parts)
         skippable = can_skip(optimizer)
@@ -318,40 +336,6 @@ class Clipper:
                 else:
                     each.void(here, left_out=skippable and not on_host)
         return ~finite if skippable and self.nonfinite != "zero" else None
-
-    def _members(self, done: Sequence[Stats]) -> Tensor:
-        """[1 + S, K] over the pieces of all parts, one after another."""
-        key = tuple(id(each.member) for each in done)
-        if key not in self._member:
-            assert self._layout is not None
-            device = done[0].raw.device
-            rows = {
-                scope: [
-                    own.member[1 + own.scopes.index(scope)].to(device)
-                    if scope in own.scopes
-                    else torch.zeros(own.member.shape[1], dtype=torch.bool, device=device)
-                    for own in done
-                ]
-                for scope in self._layout.scopes
-            }
-            every = [torch.cat(row) for row in rows.values()]
-            self._member[key] = torch.stack([torch.ones_like(every[0]), *every])
-        return self._member[key]
-
-    def _scheduled(self) -> float:
-        """What the threshold is multiplied by at this step."""
-        if self.steps < self.warmup:
-            return math.inf
-        if self.schedule == "constant":
-            return 1.0
-        assert self.total_steps is not None
-        last = max(self.total_steps - 1 - self.warmup, 1)
-        share, end = min((self.steps - self.warmup) / last, 1.0), self.schedule_end
-        if self.schedule == "linear":
-            return 1.0 + (end - 1.0) * share
-        if self.schedule == "cosine":
-            return end + (1.0 - end) * (1.0 + math.cos(math.pi * share)) / 2.0
-        return end**share
 
     # Calibration
 
@@ -389,44 +373,27 @@ class Clipper:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, and each law's name, granularity and state."""
-        laws = {
-            scope: {"algorithm": law.algorithm, "per": law.per, "state": law.state_dict()}
-            for scope, law in self.laws.items()
-            if law.is_bound
-        }
-        return {"steps": self.steps, "laws": laws}
+        return dict(self._waiting) if self._waiting is not None else state_of(self.laws, self.steps)
 
     def load_state_dict(self, state: Mapping[str, Any], *, fresh: bool = False) -> None:
-        """Take up a state; after ``bind``.
+        """Take up a state; before there are parameters, it waits for them.
 
         Args:
-            state: from ``state_dict``.
-            fresh: a law that the state does not know, or knows another one for, starts afresh.
+            state: from ``state_dict``. A law that it does not know starts afresh.
+            fresh: a law that it knows another one for starts afresh, too.
 
         Raises:
-            UserError: the state is of other laws, without ``fresh``.
+            UserError: the state is of other laws, without ``fresh``; or it is none.
         """
-        for scope, law in self.laws.items():
-            if not law.is_bound:
-                continue
-            known = state["laws"].get(scope)
-            here = f"{law.algorithm} per {law.per}"
-            there = "no law" if known is None else f"{known['algorithm']} per {known['per']}"
-            if known is not None and there == here:
-                law.load_state_dict(known["state"])
-            elif not fresh:
-                raise UserError(
-                    "the state is of another clip law" + (f" for {scope}" if scope else ""),
-                    given=f"{there}, and this is {here}",
-                    remedy="Use that law; or load_state_dict(..., fresh=True) to start this one afresh.",
-                )
+        check_state(state)
+        if self._layout is None:
+            check_laws(state, self.laws, fresh=fresh)
+            self._waiting, self._fresh = dict(state), fresh
+            return
+        take_up(state, self.laws, fresh=fresh)
         self.steps = int(state["steps"])
 
 
 def may_look(device: torch.device) -> bool:
     """Whether reading a number there keeps nobody waiting."""
     return device.type == "cpu"
-
-
-def _has_learnt(state: Mapping[str, Any]) -> bool:
-    return any(each["state"] for each in state["laws"].values())

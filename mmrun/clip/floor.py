@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmrun.clip.layout import Per
 from mmrun.clip.scaling import Scaling
+from mmrun.clip.step import usable
 
 
 class Floor(Scaling):
@@ -31,5 +32,5 @@ class Floor(Scaling):
 
     def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:
         """max(1, f / n), 1 where n is 0 or not finite."""
-        ok = torch.isfinite(norms) & (norms > 0)
+        ok = usable(norms)
         return torch.where(ok, limits / torch.where(ok, norms, math.inf), 1.0).clamp_(min=1.0)

@@ -8,7 +8,8 @@ law under FakeTensorMode, where each of these raises). What every law keeps to:
 - Gradients that need no clipping keep their bits.
 - Norms are summed in float32 at least, in float64 for float64 gradients. A gradient whose squares overflow that sum
   (elements above about 1e19 in float32) has an infinite norm, and counts as not finite.
-- A unit whose norm is 0 or not finite leaves the law's state as it was; one that is not finite passes as it is.
+- A unit whose norm is 0 or not finite leaves the law's state as it was, and so does every unit at a step with a
+  gradient that came not finite (``Gradients.teaches``); a unit that is not finite passes as it is.
 - The number that one sweeps is called ``threshold``; infinity is "off".
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +30,10 @@ from mmrun.clip.memory import Field, Memory
 from mmrun.clip.sources import Clippable, scopes_of
 from mmrun.clip.stats import Stats
 from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.words import written
 from mmrun.errors import UserError
+
+MOST_WINDOW = 100_000  # norms of each unit that a law remembers: more take seconds a step
 
 
 class Law(ABC):
@@ -44,9 +49,15 @@ class Law(ABC):
         UserError: a number out of range.
     """
 
-    algorithm: ClassVar[str]  # the name for logs: that of the option
+    algorithm: ClassVar[
+        str
+    ]  # the name for logs: that of the option; by itself the class's in lower case
     per: Per = "global"  # what has a state of its own, and is measured as one
     p: float = 2.0  # the norm that it is measured by
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.algorithm = cls.__dict__.get("algorithm", cls.__name__.lower())
 
     def __init__(self, threshold: float) -> None:
         self.threshold: float = positive(
@@ -55,6 +66,12 @@ class Law(ABC):
         self.factor = 1.0
         self._layout: Layout | None = None
         self._memory: Memory | None = None
+        self._waiting: Mapping[str, Any] | None = None  # a state, until there are parameters
+
+    def __repr__(self) -> str:
+        percentile = getattr(self, "percentile", None)
+        threshold = f"p{percentile:g}" if percentile else self.threshold
+        return written(self, threshold=threshold)
 
     @property
     def current(self) -> float:
@@ -106,6 +123,7 @@ class Law(ABC):
     @torch.no_grad()
     def apply(self) -> Stats:
         """Clip the gradients in place and say what was done; once per optimizer step."""
+        self.take_up_waiting()
         gradients = Gradients(*self.layout.gather())
         return gradients.stats(self.clip(gradients))
 
@@ -134,14 +152,16 @@ class Law(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, by field and unit; {} where there is nothing."""
-        return self.memory.state_dict()
+        return dict(self._waiting) if self._waiting is not None else self.memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; after ``bind``. Units that it does not know start afresh.
+        """Take up a state; before there are parameters, it waits for them. Units that it does not know start afresh.
 
         Raises:
             UserError: the state is another law's.
         """
+        if self.must_wait(state):
+            return
         if state and not self.memory.fields:
             raise UserError(
                 f"clip={self.algorithm} keeps no state",
@@ -149,6 +169,39 @@ class Law(ABC):
                 remedy="Resume with the clip law that the checkpoint was written with.",
             )
         self.memory.load_state_dict(state)
+
+    def must_wait(self, state: Mapping[str, Any]) -> bool:
+        """Whether there are no parameters yet that the state could be of: it is kept for them then.
+
+        Raises:
+            UserError: it is no state at all.
+        """
+        if not isinstance(state, Mapping):
+            raise UserError(
+                "this is no state of a clip law",
+                given=type(state).__name__,
+                remedy="Give what its state_dict() returned.",
+            )
+        self._waiting = dict(state) if self._layout is None else None
+        return self._layout is None
+
+    def take_up_waiting(self) -> None:
+        """Take up the state that came before the parameters did, if one did."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        try:
+            self.load_state_dict(waiting)
+        except UserError:
+            self._waiting = waiting  # the next call must not start afresh unseen
+            raise
+
+
+def check_law(law: object, what: str, remedy: str) -> None:
+    """Raise UserError that says ``what`` is made of laws, for what is none: its class or its name, most likely."""
+    if not isinstance(law, Law):
+        named = f"the class {law.__name__}" if isinstance(law, type) else f"{law!r}"
+        raise UserError(f"{what} of clip laws", given=named, remedy=remedy)
 
 
 def positive(key: str, value: float, *, hint: str = "") -> float:
@@ -188,7 +241,7 @@ def nonnegative(key: str, value: float) -> float:
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    good = not isinstance(value, bool) and isinstance(value, int | float)
+    good = not isinstance(value, bool) and isinstance(value, Real)
     if not good or not 0 <= value < math.inf:
         raise UserError(
             f"clip.{key} must be 0 or more, and finite", given=value, remedy="Give 0 or 1e-6."
@@ -202,7 +255,7 @@ def within(key: str, value: float, low: float, high: float, *, ends: bool = Fals
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    good = not isinstance(value, bool) and isinstance(value, int | float)
+    good = not isinstance(value, bool) and isinstance(value, Real)
     if not good or not (low <= value <= high if ends else low < value < high):
         raise UserError(
             f"clip.{key} is out of range",
@@ -221,14 +274,14 @@ def decay(key: str, value: float) -> float:
     return 0.0 if value == 0 and not isinstance(value, bool) else within(key, value, 0.0, 1.0)
 
 
-def count(key: str, value: int, *, least: int = 0) -> int:
-    """``value`` as a whole number from ``least``.
+def count(key: str, value: int, *, least: int = 0, most: int | None = None) -> int:
+    """``value`` as a whole number from ``least`` to ``most``.
 
     Raises:
         UserError: it is not; names ``clip.<key>``.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 or value < least:
-        raise UserError(
-            f"clip.{key} is a whole number", given=value, remedy=f"Give {least} or more."
-        )
+    whole = isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or value < least or (most is not None and value > most):
+        span = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise UserError(f"clip.{key} is a whole number", given=value, remedy=f"Give {span}.")
     return int(value)

@@ -9,6 +9,7 @@ Shape legend: N parameters, S scopes, R rows (output units of all parameters), U
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import is_
@@ -28,6 +29,7 @@ from mmrun.errors import UserError
 Scopes = Mapping[str, Mapping[str, nn.Parameter]]
 Per = Literal["global", "modality", "tensor", "unit"]
 EACH = -1
+PLAIN = (1.0, 2.0, math.inf)  # orders of norms whose powers stay in range
 PLANS = 64  # sets of gradients whose plans are kept: with layers dropped at random, each step may have another set
 
 
@@ -387,7 +389,15 @@ class Plan:
             ends = [torch.aminmax(t) for t in tensors]
             least, most = (self.gather([e[k].to(self.dtype) for e in ends]) for k in (0, 1))
             return torch.maximum(-least, most).abs_()
-        return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
+        if p in PLAIN:
+            return self.gather(list(_foreach_norm(tensors, p, dtype=self.cast)))
+        # Other powers leave float32, and float64 too: of what the largest element is 1 of, they do not.
+        sizes = as_size(self.norms(tensors, math.inf)).to(self.dtype)
+        pairs = zip(tensors, sizes.unbind(), strict=True)
+        scaled = [t.to(self.dtype) / moved(size, t.device) for t, size in pairs]
+        return self.gather(list(_foreach_norm(scaled, p, dtype=torch.float64))) * sizes.to(
+            self.wide
+        )
 
     def gather(self, numbers: list[Tensor]) -> Tensor:
         """0-dim tensors as one [len(numbers)], on the plan's device."""
@@ -432,16 +442,20 @@ class Plan:
         chosen = torch.where(member, norms, 0.0)
         if not chosen.numel():
             return chosen.sum(-1)
-        return torch.linalg.vector_norm(chosen, p, dim=-1)
+        if p in PLAIN:
+            return torch.linalg.vector_norm(chosen, p, dim=-1)
+        sizes = as_size(chosen.amax(-1))
+        return torch.linalg.vector_norm(chosen / sizes.unsqueeze(-1), p, dim=-1) * sizes
 
     def of_rows(self, rows: Tensor, p: float) -> Tensor:
         """p-norms of rows [R] -> p-norms of parameters [N]."""
-        if p == float("inf"):
-            here = torch.zeros_like(self.sizes).scatter_reduce_(
-                0, self.row_tensor, rows.to(self.wide), "amax"
-            )
-        else:
-            here = self._sum_here(rows**p) ** (1.0 / p)
+        here = torch.zeros_like(self.sizes).scatter_reduce_(
+            0, self.row_tensor, rows.to(self.wide), "amax"
+        )
+        if p != math.inf:
+            sizes = as_size(here)
+            share = rows / sizes.index_select(0, self.row_tensor)
+            here = self._sum_here(share**p) ** (1.0 / p) * sizes
         return here if self.shards is None else self.shards.over_units(here, p)
 
     def sum_rows(self, rows: Tensor) -> Tensor:
@@ -461,6 +475,11 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None
 def _few(each: list[Any]) -> Any:
     """A key for a list: the one thing that it nearly always holds, which is found sooner than a list is hashed."""
     return each[0] if each and each.count(each[0]) == len(each) else tuple(each)
+
+
+def as_size(largest: Tensor) -> Tensor:
+    """What to divide by so that the largest becomes 1; 1 where it is 0 or not finite."""
+    return torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0).to(largest.dtype)
 
 
 def _coalesced(gradient: Tensor, name: str) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 
-from mmrun.clip.elements import learns, refuse_sparse
+from mmrun.clip.elements import refuse_sparse
 from mmrun.clip.law import Law, nonnegative
 from mmrun.clip.memory import Field
 from mmrun.clip.normal import normal
 from mmrun.clip.shards import part
-from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.step import Gradients, InForce, usable
 from mmrun.errors import UserError
 
 
@@ -38,9 +39,9 @@ class Noise(Law):
     def __init__(self, threshold: float, *, decay: float = 0.55, seed: int = 0) -> None:
         super().__init__(threshold)
         self.decay = nonnegative("decay", decay)
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
             raise UserError("clip.seed is a whole number", given=seed, remedy="Give e.g. 0.")
-        self.seed = seed
+        self.seed = int(seed)
 
     def fields(self) -> dict[str, Field]:
         """t, of the whole."""
@@ -50,14 +51,17 @@ class Noise(Law):
         """Nothing is bounded. During a warm-up there is no noise."""
         refuse_sparse(gradients, self.algorithm)
         plan = gradients.plan
-        counted = learns(gradients.joint()[:1])
-        ok = gradients.each(learns(gradients.norms()))
+        counted = gradients.teaches(gradients.joint()[:1])
+        ok = gradients.each(usable(gradients.norms()))
         steps = self.memory.on(plan.device, plan.wide)["steps"]
         now = steps[0].clone()
         self.memory.keep(counted, {"steps": steps + 1.0})
-        if self.current < math.inf:
+        tensors = (
+            gradients.open()
+        )  # also while it is off: statistics are of the same pieces at every step
+        if not self.is_off:
             deviation = (self.current / (1.0 + now) ** self.decay).sqrt()
-            for i, g, noisy in zip(plan.present, gradients.open(), ok, strict=True):
+            for i, g, noisy in zip(plan.present, tensors, ok, strict=True):
                 name = f"{plan.layout.names[i]} {part(plan.layout.parameters[i])}"
                 noise = normal(f"{self.seed} {name}", now, g)
                 noise *= torch.where(noisy, deviation.to(g.device, non_blocking=True), 0.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmrun.clip.bounded import Bounded, Budget, Split
 from mmrun.clip.law import nonnegative
 from mmrun.clip.layout import Per
+from mmrun.clip.step import usable
 
 # A coefficient multiplies in float32, where a larger one is infinite.
 LARGEST = torch.finfo(torch.float32).max
@@ -52,6 +53,6 @@ class Normalize(Bounded):
 
 def to_length(norms: Tensor, limits: Tensor | float, eps: float = 0.0) -> Tensor:
     """The coefficient c / (n + eps) where n is finite and above 0, and c is finite; elsewhere 1."""
-    ok = (norms > 0) & (norms < torch.inf)
+    ok = usable(norms)
     wanted = limits / (torch.where(ok, norms, 1.0) + eps)
     return torch.where(ok & (wanted < torch.inf), wanted, 1.0).clamp_(max=LARGEST)

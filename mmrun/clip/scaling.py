@@ -16,6 +16,8 @@ from mmrun.clip.layout import Per
 from mmrun.clip.step import Gradients, InForce
 from mmrun.errors import UserError, nearest
 
+LEAST_P = 0.05  # below it K^(1/p) of a million elements leaves float64
+
 
 class Scaling(Law):
     """g_u -> s(n_u, c_u) g_u for each unit u, where n_u is its p-norm and c_u its threshold.
@@ -43,6 +45,12 @@ class Scaling(Law):
             )
         self.per = per
         self.p = positive("p", p)
+        if self.p < LEAST_P:
+            raise UserError(
+                "clip.p is so small that a norm of many elements is no number",
+                given=p,
+                remedy=f"Give {LEAST_P:g} or more.",
+            )
 
     def limits(self, norms: Tensor, gradients: Gradients) -> Tensor | float:  # noqa: ARG002 (for laws that adapt)
         """The threshold in force: one number, or one per unit [U]. norms: p-norms of the units [U]."""
@@ -55,13 +63,8 @@ class Scaling(Law):
         return torch.nan_to_num(limits / finite, nan=1.0, posinf=1.0).clamp_(max=1.0)
 
     def teaches(self, norms: Tensor, gradients: Gradients) -> Tensor:
-        """Which units [U] a law that remembers norms learns from: not 0, at a step that is finite throughout.
-
-        A step that is finite in part is made 0 as a whole by the engine's default policy; without an engine as well
-        it is as if it had not been.
-        """
-        ok = (norms > 0) & (norms < torch.inf)
-        return ok if self.per == "global" else ok & torch.isfinite(gradients.raw.sum())
+        """Which units [U] a law that remembers norms learns from: see ``Gradients.teaches``."""
+        return gradients.teaches(norms)
 
     def clip(self, gradients: Gradients) -> InForce:
         """One norm pass (two unless p is 2), one multiplication."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrun.clip.adaptive import Adaptive
-from mmrun.clip.law import count
+from mmrun.clip.law import MOST_WINDOW, count
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
 from mmrun.clip.step import Gradients, InForce
@@ -21,7 +21,9 @@ class Skip(Adaptive):
 
     The standard deviation is the unbiased one. Every norm enters it, also one that is skipped, so that a lasting
     rise is soon normal. Source: OLMo-core, ``skip_step_optimizer.py``, without its test of the loss: there is no paper.
-    With ``per=global`` a fused optimizer leaves out the step; any other takes it, with gradient 0.
+    Alone it makes gradients 0, and the optimizer's step is taken: momentum and weight decay move on. Within a
+    ``Clipper`` that is called with a fused optimizer, ``per=global`` leaves out the step itself; with any other one,
+    and with ``per=modality``, it is as alone.
 
     Args:
         threshold: k, in standard deviations; infinity is "off".
@@ -40,7 +42,7 @@ class Skip(Adaptive):
         self, threshold: float, *, per: Per = "global", p: float = 2.0, window: int = 128
     ) -> None:
         super().__init__(threshold, per=per, p=p)
-        self.window = count("window", window, least=2)
+        self.window = count("window", window, least=2, most=MOST_WINDOW)
 
     def fields(self) -> dict[str, Field]:
         """The last norms in a ring, 0 where there is none yet, and how many there have been."""

@@ -8,11 +8,13 @@ gradients unclipped to whoever reads them before the step: it is not done.
 from __future__ import annotations
 
 import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 
 def can_skip(optimizer: Optimizer | None) -> bool:
@@ -43,8 +45,8 @@ class Skipping:
             if (skipping := here()) is not None:
                 skipping._after(opt)
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        hooks = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+        weakref.finalize(self, remove, *hooks).atexit = False
 
     def mark(self, optimizer: Any, skip: Tensor) -> None:
         """Leave out the step that comes next, or that this is called in, where ``skip`` (0-dim Bool)."""
@@ -66,6 +68,33 @@ class Skipping:
 
     def _after(self, optimizer: Any) -> None:
         self.clear(optimizer)
+
+
+def skip_next(
+    known: MutableMapping[Optimizer, Skipping], optimizer: Optimizer, skip: Tensor, *, look: bool
+) -> None:
+    """Have an optimizer leave out its next step where ``skip`` (0-dim Bool); with ``look``, hooks are there only if so.
+
+    Args:
+        known: those that have had to, which one more is added to.
+        optimizer: one that ``can_skip``.
+        skip: whether.
+        look: whether ``skip`` may be read here.
+    """
+    skipping = known.get(optimizer)
+    if look and not bool(skip):
+        if skipping is not None:
+            skipping.clear(optimizer)
+        return
+    if skipping is None:
+        skipping = known[optimizer] = Skipping(optimizer)
+    skipping.mark(optimizer, skip)
+
+
+def remove(*hooks: RemovableHandle) -> None:
+    """Take hooks off what they hang on."""
+    for each in hooks:
+        each.remove()
 
 
 def _give_momentum(optimizer: Optimizer) -> None:

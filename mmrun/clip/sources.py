@@ -8,6 +8,7 @@ taken to have its output rows along the first dimension, and none to be an embed
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,13 +25,23 @@ ALL = "parameters"  # the one scope of what is not given by scope
 def scopes_of(given: Clippable) -> tuple[Scopes, Anatomy]:
     """{scope: {name: parameter}} of what a law was called with, and what is known of its modules.
 
+    A mapping to tensors alone is {name: parameter}, of one scope; with anything else in it, it is by scope, and a tensor
+    in it a scope of its own: {"image": encoder, "temperature": parameter}.
+
     Raises:
-        UserError: there is something in it that has no gradient to clip.
+        UserError: there is something in it that has no gradient to clip, or nothing at all.
     """
     by_scope = isinstance(given, Mapping) and not all(isinstance(v, Tensor) for v in given.values())
     sources: Mapping[str, Source] = given if by_scope else {ALL: given}  # pyright: ignore[reportAssignmentType]
     modules = [each for each in sources.values() if isinstance(each, nn.Module)]
-    return {scope: _named(each) for scope, each in sources.items()}, anatomy(*modules)
+    scopes = {scope: _named(each) for scope, each in sources.items()}
+    if not any(scopes.values()):
+        raise UserError(
+            "there are no parameters to clip the gradients of",
+            given="" if by_scope else type(given).__name__,
+            remedy="model.parameters() can be read once: call it at each step, or give the model.",
+        )
+    return scopes, anatomy(*modules)
 
 
 def _named(source: Source) -> dict[str, nn.Parameter]:
@@ -41,9 +52,8 @@ def _named(source: Source) -> dict[str, nn.Parameter]:
     else:
         if isinstance(source, Optimizer):
             source = [p for group in source.param_groups for p in group["params"]]
-        named = {
-            str(k): p for k, p in enumerate([source] if isinstance(source, Tensor) else source)
-        }
+        several = source if _are_several(source) else [source]
+        named = {str(k): each for k, each in enumerate(several)}  # pyright: ignore[reportAssignmentType]
     for name, each in named.items():
         if not isinstance(each, Tensor):
             raise UserError(
@@ -52,3 +62,7 @@ def _named(source: Source) -> dict[str, nn.Parameter]:
                 remedy="E.g. model.parameters(), or {'image': image_encoder, 'text': text_encoder}.",
             )
     return named  # pyright: ignore[reportReturnType] (a leaf tensor has a gradient as well)
+
+
+def _are_several(source: Source) -> TypeGuard[Iterable[Tensor]]:
+    return isinstance(source, Iterable) and not isinstance(source, Tensor)

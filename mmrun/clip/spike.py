@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from mmrun.clip.buckets import in_parts
-from mmrun.clip.elements import Elementwise, largest, learns
+from mmrun.clip.elements import Elementwise, largest
 from mmrun.clip.law import count, decay
 from mmrun.clip.layout import Per
 from mmrun.clip.memory import Field
-from mmrun.clip.step import Gradients, InForce
+from mmrun.clip.step import Gradients, InForce, usable
 
 
 class Spike(Elementwise):
@@ -49,9 +49,10 @@ class Spike(Elementwise):
         """The threshold in force is the largest bound of an element."""
         plan, theta, beta = gradients.plan, self.current, self.beta
         squares = self.remembered(gradients)["v"]
-        ok = learns(gradients.norms())
+        norms = gradients.norms()
+        ok = gradients.teaches(norms)
         seen = self.memory.on(plan.device, plan.wide)["seen"]
-        acts = ok & (seen >= self.warmup_steps)
+        acts = usable(norms) & (seen >= self.warmup_steps)
         self.memory.keep(ok, {"seen": seen + 1})
         highest = gradients.measure(squares, math.inf)
         bounds = torch.where(acts & (highest > 0), (highest * theta).sqrt(), math.inf)

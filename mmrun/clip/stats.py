@@ -53,16 +53,24 @@ class Stats:
         return cls(**stacked, member=first.member, scopes=first.scopes, dtype=first.dtype)
 
     @classmethod
-    def merge(cls, parts: Sequence[Stats], scopes: tuple[str, ...], member: Tensor) -> Stats:
+    def merge(
+        cls,
+        parts: Sequence[Stats],
+        scopes: tuple[str, ...],
+        members: dict[tuple[int, ...], Tensor],
+    ) -> Stats:
         """One step's stats of laws that share the scopes out among them. The first part's threshold stands for all.
 
         Args:
             parts: of each law, on the scopes that are its own.
             scopes: all of them, in their order.
-            member: [1 + S, K], over the parts' pieces one after another.
+            members: what was made of the parts' members at earlier steps, which is kept here.
         """
         first = parts[0]
         device, wide = first.raw.device, first.raw.dtype
+        key = tuple(id(part.member) for part in parts)
+        if key not in members:
+            members[key] = _member(parts, scopes)
         pieces = {
             name: torch.cat([getattr(part, name).to(device, wide) for part in parts])
             for name in ("raw", "clipped", "inner", "changed")
@@ -81,7 +89,7 @@ class Stats:
             threshold=threshold,
             payer=by_scope("payer", 0),
             elements=torch.cat((counts.sum(0, keepdim=True), counts)),
-            member=member,
+            member=members[key],
             scopes=scopes,
             dtype=first.dtype,
         )
@@ -111,5 +119,24 @@ class Stats:
         }
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
-        """One field of ``by_scope`` as {scope: 0-dim tensor}; everything is under ""."""
+        """One field of ``by_scope``, everything under "", or the ``payer``, as {scope: 0-dim tensor}."""
+        if name == "payer":
+            return dict(zip(self.scopes, self.payer.unbind(-1), strict=True))
         return dict(zip(("", *self.scopes), self.by_scope()[name].unbind(-1), strict=True))
+
+
+def _member(parts: Sequence[Stats], scopes: tuple[str, ...]) -> Tensor:
+    """[1 + S, K] over the pieces of all parts, one after another."""
+    device = parts[0].raw.device
+    rows = [
+        torch.cat(
+            [
+                part.member[1 + part.scopes.index(scope)].to(device)
+                if scope in part.scopes
+                else torch.zeros(part.member.shape[1], dtype=torch.bool, device=device)
+                for part in parts
+            ]
+        )
+        for scope in scopes
+    ]
+    return torch.stack([torch.ones_like(rows[0]), *rows])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
 from mmrun.clip.buckets import change, compare
-from mmrun.clip.layout import EACH, Per, Plan, moved
+from mmrun.clip.layout import EACH, PLAIN, Per, Plan, as_size, moved
 from mmrun.clip.shards import local
 from mmrun.clip.stats import Stats
 
@@ -64,6 +64,19 @@ class Gradients:
     def raw(self) -> Tensor:
         """L2 norms as they came [N]; 0 where there is no gradient. Read before anything is written."""
         return self._measured(2.0)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The sum of the norms as they came, 0-dim: not finite where an element of any gradient is not."""
+        return self.raw.sum()
+
+    def teaches(self, norms: Tensor) -> Tensor:
+        """Which units, of their norms as they are by now, a law learns from: Bool.
+
+        The one rule for what is remembered: no law learns from a step in which a gradient came that was not finite,
+        whatever a policy made of it since; nor from a unit whose norm is 0 or not finite.
+        """
+        return usable(norms) & torch.isfinite(self.total)
 
     def norms(self, p: float = 2.0) -> Tensor:
         """The p-norm of each parameter's gradient as it is by now [N]; 0 where it has none. One pass at most."""
@@ -166,8 +179,13 @@ class Gradients:
             elif uneven and not tensors[k].numel():  # a shard, or a sparse gradient, without any
                 table = self._table_row(k)
                 norms = plan.filled(0.0, n_rows if table is None else len(table))
-            else:
+            elif p in PLAIN:
                 norms = torch.linalg.vector_norm(tensors[k], p, dim=over, dtype=plan.cast)
+            else:
+                wide = tensors[k].to(plan.dtype)
+                sizes = as_size(wide.abs().amax(dim=over, keepdim=True))
+                norms = torch.linalg.vector_norm(wide / sizes, p, dim=over, dtype=torch.float64)
+                norms = (norms * sizes.reshape(norms.shape)).to(plan.dtype)
             if uneven or plan.scattered:
                 norms, table = moved(norms, plan.device, plan.wide), self._table_row(k)
                 if table is not None and len(norms) != n_rows:
@@ -364,6 +382,11 @@ class Gradients:
         else:
             raw = self.raw
         return raw, squares.sqrt(), inner, changed
+
+
+def usable(norms: Tensor) -> Tensor:
+    """Which norms say something, Bool: those above 0 that are finite."""
+    return (norms > 0) & (norms < torch.inf)
 
 
 def _values(g: Tensor) -> Tensor:

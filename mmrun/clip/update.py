@@ -20,6 +20,7 @@ from torch import (
 from torch.optim import Optimizer
 
 from mmrun.clip.shards import local
+from mmrun.clip.skipping import remove
 from mmrun.errors import UserError
 
 
@@ -69,10 +70,10 @@ class Update:
             if (update := here()) is not None:
                 update._after(opt)
 
-        self._hooks = (
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-        )
+        hooks = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+        # Also where whoever attached it is dropped: no dead hooks stay behind.
+        self._end = weakref.finalize(self, remove, *hooks)
+        self._end.atexit = False
 
     def is_of(self, optimizer: Optimizer) -> bool:
         """Whether it is this optimizer's."""
@@ -80,8 +81,7 @@ class Update:
 
     def end(self) -> None:
         """Leave the optimizer alone from now on."""
-        for hook in self._hooks:
-            hook.remove()
+        self._end()
 
     def updates(self, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """The updates of some parameters; None where there is none."""

@@ -348,7 +348,7 @@ def test_what_cannot_be_a_chain_is_refused():
         ((), r"needs laws.*clip\.laws"),
         ((Norm(1.0), Chain(Norm(1.0))), "clip=chain cannot be part of a chain"),
         ((Unclipped(), Norm(1.0)), "clip=none cannot be part of a chain"),
-        (([Norm(1.0)],), "made of laws.*list"),
+        (([Norm(1.0)],), "made of clip laws.*\\[Norm"),
         ((Norm("p90"),), "threshold as a number.*p90 of norm"),
     ]
     for laws, message in cases:

@@ -423,7 +423,7 @@ def test_a_gradient_of_zeros_stays_and_teaches_nothing(name: str):
 
 @STATEFUL
 def test_one_bad_parameter_does_not_stop_the_others(name: str):
-    """Clip21's unit is the scope here, so that the other scope goes on."""
+    """They are clipped as ever, and learn nothing. Clip21's unit is the scope here, so that the other scope goes on."""
     outcomes = []
     for bad in (False, True):
         bound, law = parameters(), LAWS[name](0.7)
@@ -432,7 +432,7 @@ def test_one_bad_parameter_does_not_stop_the_others(name: str):
             fill(bound, step)
             gradient = bound["image"]["b"].grad
             assert gradient is not None
-            if bad:
+            if bad and step == 2:
                 gradient[0] = math.nan
             law.apply()
         outcomes.append({k: g for k, g in gradients(bound).items() if k.startswith("text")})

@@ -6,13 +6,21 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mmrun import clip
 from mmrun.clip import Clipper, Norm, Value
+from mmrun.clip.centralize import Centralize
+from mmrun.clip.chain import Chain
+from mmrun.clip.memory import Field
+from mmrun.clip.noise import Noise
 from mmrun.clip.none import Unclipped
+from mmrun.clip.spike import Spike
+from mmrun.clip.step import Gradients
+from mmrun.clip.zclip import ZClip
 from mmrun.errors import UserError
 
 INF = math.inf
@@ -260,10 +268,129 @@ def test_state_is_kept_by_scope_and_another_law_is_told():
             other.load_state_dict(state)
         other.load_state_dict(state, fresh=True)
         assert other.steps == 3
-    with pytest.raises(UserError, match=r"another clip law for a.*no law"):
-        made(Norm(1.0, per="modality", split="norm"), a=Value(0.1), b=Value(0.1)).load_state_dict(
-            state
-        )
+    one_more = made(Norm(1.0, per="modality", split="norm"), a=Value(0.1), b=Value(0.1))
+    one_more.load_state_dict(state)  # a law that nothing is known of has nothing to lose
+    assert one_more.steps == 3
+
+
+class Counts(Norm):
+    """Remembers how often each parameter had a gradient."""
+
+    algorithm = "counts"
+
+    def fields(self) -> dict[str, Field]:
+        return {"n": Field()}
+
+    def limits(self, norms: Tensor, gradients: Gradients) -> Tensor:
+        n = self.memory.on(gradients.plan.device, gradients.plan.wide)["n"]
+        self.memory.keep(gradients.teaches(norms), {"n": n + 1})
+        return 1.0 / (1.0 + n)
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+RESUMED: dict[str, Any] = {
+    "law": lambda: Counts(1.0),
+    "elements": lambda: Spike(2.0, warmup_steps=1),
+    "chain": lambda: Chain(Spike(2.0, warmup_steps=1), Counts(1.0)),
+    "clipper": lambda: Clipper(Spike(2.0), scopes={"b": Chain(Counts(1.0))}, warmup=2),
+    "schedule": lambda: Clipper(Counts(1.0), schedule="linear", total_steps=9),
+}
+
+
+@pytest.mark.parametrize("how", ["call", "bind"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_state_waits_for_the_first_call(name: str, how: str):
+    """The natural resume of a plain loop: bit for bit as if it had not stopped."""
+
+    def step(each: Any, k: int) -> list[list[float]]:
+        torch.manual_seed(k)
+        for named in bound.values():
+            named["w"].grad = torch.randn(3) * 10 ** (k % 3)
+        each.apply() if how == "bind" else each(bound)
+        return grads(bound)
+
+    bound = scoped([0.0] * 3, [0.0] * 3)
+    whole = RESUMED[name]()
+    whole.bind(bound)
+    for k in range(4):
+        step(whole, k)
+    state = through_a_file(whole.state_dict())
+    resumed = RESUMED[name]()
+    resumed.load_state_dict(state)
+    assert str(resumed.state_dict()) == str(state), "saved again before the first step"
+    if how == "bind":
+        resumed.bind(bound)
+    for k in range(4, 9):
+        assert step(resumed, k) == step(whole, k)
+    assert str(resumed.state_dict()) == str(whole.state_dict())
+
+
+def test_a_state_that_waits_is_of_these_laws():
+    clip_ = Clipper(Norm(1.0))
+    clip_.bind(scoped([1.0]))
+    with pytest.raises(UserError, match=r"another clip law.*norm per global, and this is value"):
+        Clipper(Value(1.0)).load_state_dict(clip_.state_dict())
+    other = {"": {"algorithm": "spike", "per": "tensor", "state": {"mean": {}}}}
+    law, clip_, bound = Spike(1.0), Clipper(Spike(1.0)), scoped([1.0])
+    law.load_state_dict({"mean": {}})
+    clip_.load_state_dict({"steps": 1, "laws": other})
+    for each in (law, clip_):
+        for _ in range(2):  # nor does it start afresh at the next call
+            with pytest.raises(UserError, match=r"another clip law.*mean"):
+                each(bound)
+
+
+def test_a_law_without_a_gradient_so_far_can_be_saved():
+    def made() -> Clipper:
+        return Clipper(Norm(1.0), scopes={"b": Spike(2.0)})
+
+    bound, clip_ = scoped([1.0], [1.0]), made()
+    bound["b"]["w"].grad = None
+    clip_(bound)
+    again = made()
+    again.bind(bound)
+    again.load_state_dict(through_a_file(clip_.state_dict()))
+    assert str(again.state_dict()) == str(clip_.state_dict())
+
+
+def test_the_law_of_all_others_may_have_no_scope_at_first():
+    for law in (Norm(1.0), Counts(1.0)):
+        clip_ = Clipper(law, scopes={"a": Counts(1.0)}, warmup=1)
+        clip_({"a": scoped([3.0])["a"]})
+        bound = scoped([3.0], [3.0])
+        with pytest.raises(UserError, match="other parameters"):
+            clip_(bound)
+        clip_ = Clipper(law, scopes={"a": Counts(1.0)})
+        clip_({"a": bound["a"]})
+        before = clip_.own["a"].state_dict()["n"][""].clone()
+        clip_(bound)
+        assert clip_.own["a"].state_dict()["n"][""] == before + 1
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({}, r"no state of a Clipper \(given: \{\}\).*state_dict"),
+        ({"mean": {"": torch.zeros(1)}}, "no state of a Clipper.*mean"),
+        ({"steps": 1, "laws": {"": 3}}, "no state of a Clipper"),
+        (None, "no state of a Clipper.*NoneType"),
+        ([1], "no state of a Clipper.*list"),
+    ],
+)
+def test_what_is_no_state(state: Any, says: str):
+    bound = Clipper(Norm(1.0))
+    bound.bind(scoped([1.0]))
+    for each in (Clipper(Norm(1.0)), bound):
+        with pytest.raises(UserError, match=says):
+            each.load_state_dict(state)
+    with pytest.raises(UserError, match=r"no state of a clip law.*NoneType"):
+        Norm(1.0).load_state_dict(None)  # pyright: ignore[reportArgumentType]
 
 
 # Calling it
@@ -321,6 +448,109 @@ def test_what_it_does_not_take():
         Norm(1.0)([1, 2])  # pyright: ignore[reportArgumentType]
 
 
+def nothing() -> Any:
+    model = linear()
+    used_up = model.parameters()
+    assert list(used_up)
+    return used_up
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "parameters, modules or an optimizer.*NoneType"),
+        (3.0, "parameters, modules or an optimizer.*float"),
+        ({"image": linear(), "text": None}, "parameters, modules or an optimizer.*NoneType"),
+        ([], r"no parameters.*list.*model\.parameters"),
+        (nothing(), "no parameters.*generator.*once"),
+        ({"a": [], "b": []}, "no parameters"),
+        (nn.Tanh(), "no parameters.*Tanh"),
+    ],
+)
+def test_what_has_nothing_to_clip(given: Any, says: str):
+    for each in (Norm(1.0), Clipper(Norm(1.0))):
+        with pytest.raises(UserError, match=says):
+            each(given)
+
+
+def test_some_scopes_may_be_empty_and_some_a_tensor():
+    model = linear()
+    stats = Clipper(Norm(0.5))({"w": model.weight, "rest": [model.bias], "none": []})
+    assert stats["norm"]["w"] > 0
+    assert stats["norm"]["none"] == 0
+    Clipper(Norm(1.0)).bind({"a": {}})
+
+
+def test_a_clipper_that_knows_nothing_to_clip():
+    with pytest.raises(UserError, match=r"what it clips.*clip\(model\.parameters\(\)\)"):
+        Clipper(Norm(1.0)).apply()
+
+
+def test_who_pays():
+    stats = Clipper(Norm(1.0))(scoped([3.0], [0.4]))
+    paid = stats["payer"]
+    assert list(paid) == ["a", "b"]
+    assert paid["b"] < paid["a"]
+
+
+ANY: Any = Clipper
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: ANY(Norm), r"made of clip laws.*the class Norm.*Clipper\(Norm\(1\.0\)"),
+        (lambda: ANY(1.0), r"made of clip laws.*1\.0"),
+        (lambda: ANY("norm"), "made of clip laws.*'norm'"),
+        (lambda: ANY(Norm(1.0), scopes={"a": 0.1}), r"made of clip laws.*0\.1"),
+        (lambda: Chain(Norm), "made of clip laws.*the class Norm"),
+        (lambda: Clipper(LAW, scopes={"a": LAW}), r"there twice.*Norm\(1\.0\)"),
+        (lambda: Clipper(Norm(1.0), scopes={"a": LAW, "b": LAW}), "there twice"),
+        (lambda: Clipper(Chain(LAW), scopes={"a": LAW}), "there twice"),
+        (lambda: Chain(LAW, Value(1.0), LAW), "in a chain twice"),
+        (lambda: Clipper(Norm(1.0), floor=1.5), r"floor is above.*floor=1\.5, Norm\(1\.0\)"),
+        (lambda: Clipper(Value(1.0), scopes={"a": Norm(1.0)}, floor=1.5), "floor is above"),
+        (lambda: Clipper(Chain(Value(9.0), Norm(1.0)), floor=1.5), "floor is above"),
+    ],
+)
+def test_what_a_clipper_is_not_made_of(made: Any, says: str):
+    with pytest.raises(UserError, match=says):
+        made()
+
+
+LAW = Norm(1.0)
+
+
+def test_a_floor_goes_with_thresholds_that_are_not_fixed():
+    for law in (Norm("p90"), Norm(1.5), Norm(INF), Value(0.1)):
+        assert Clipper(law, floor=1.5).floor == 1.5
+
+
+def test_numbers_of_numpy_are_numbers():
+    law = ZClip(
+        np.float32(2.5),  # pyright: ignore[reportArgumentType]
+        beta=np.float32(0.5),  # pyright: ignore[reportArgumentType]
+        warmup_steps=np.int64(3),  # pyright: ignore[reportArgumentType]
+        eps=np.float32(0.25),  # pyright: ignore[reportArgumentType]
+    )
+    assert (law.threshold, law.beta, law.warmup_steps, law.eps) == (2.5, 0.5, 3, 0.25)
+    kinds = {type(each) for each in (law.threshold, law.beta, law.eps)}
+    assert (kinds, type(law.warmup_steps)) == ({float}, int)
+    assert Noise(1.0, seed=np.int64(7)).seed == 7  # pyright: ignore[reportArgumentType]
+    assert Clipper(law, warmup=np.int64(2)).warmup == 2  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="whole number"):
+        Clipper(Norm(1.0), warmup=np.bool_(True))  # pyright: ignore[reportArgumentType]
+
+
+def test_what_it_looks_like():
+    assert repr(Norm(1.0)) == "Norm(1.0)"
+    assert repr(Norm("p90", per="modality", eps=1e-6)) == "Norm('p90', per='modality', eps=1e-06)"
+    assert repr(Chain(Centralize(), Spike(2))) == "Chain(Centralize(), Spike(2.0))"
+    made = Clipper(Norm(1.0), scopes={"a": Value(0.1)}, warmup=3)
+    assert repr(made) == "Clipper(Norm(1.0), scopes={'a': Value(0.1)}, warmup=3)"
+    assert repr(Clipper(Unclipped())) == "Clipper(Unclipped())"
+
+
 def test_laws_are_found_by_name():
     assert clip.Norm is clip.norm.Norm
     assert clip.Unclipped is Unclipped
@@ -336,6 +566,9 @@ def test_laws_are_found_by_name():
         ({"nonfinite": "skipp"}, r"clip\.nonfinite.*skip"),
         ({"floor": -1.0}, r"clip\.floor"),
         ({"floor": INF}, r"clip\.floor"),
+        ({"total_steps": 0}, r"clip\.total_steps"),
+        ({"total_steps": 1.5}, r"clip\.total_steps"),
+        ({"total_steps": "9"}, r"clip\.total_steps"),
         ({"warmup": -1}, r"clip\.warmup"),
         ({"warmup": 1.5}, r"clip\.warmup"),
         ({"schedule_end": 0.0}, r"clip\.schedule_end"),
@@ -348,3 +581,15 @@ def test_laws_are_found_by_name():
 def test_refused(knobs: dict[str, Any], says: str):
     with pytest.raises(UserError, match=says):
         Clipper(Norm(1.0), **knobs)
+
+
+def test_a_window_has_a_bound():
+    with pytest.raises(UserError, match=r"clip\.window.*1000000000.*100000"):
+        clip.AutoClip(10.0, window=10**9)
+
+
+def test_a_law_of_ones_own_needs_no_name():
+    class Halve(Value):
+        pass
+
+    assert Halve(1.0).algorithm == "halve"

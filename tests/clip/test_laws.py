@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mmrun.clip.chain import Chain
 from mmrun.clip.engine import Clipper
 from mmrun.clip.law import Law
+from mmrun.clip.noise import Noise
 from mmrun.clip.none import Unclipped
 from mmrun.clip.norm import Norm
 from mmrun.clip.stats import Stats
@@ -429,3 +431,64 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     return bool(a == b)
+
+
+# The same at every step
+
+
+@each_law
+@pytest.mark.parametrize("floor", [0.0, 1e-9])
+def test_statistics_of_a_warm_up_stack(option: str, variant: dict[str, Any], floor: float):
+    """Whether a law acts or not, it measures the same pieces."""
+    bound = parameters()
+    clip = Clipper(build(option, **variant), warmup=2, floor=floor)
+    clip.bind(bound)
+    steps: list[Stats] = []
+    for step in range(4):
+        fill(bound, step, 1.0)
+        steps.append(clip.apply())
+    assert Stats.stack(steps).by_scope()["norm"].shape == (4, 1 + len(bound))
+
+
+def test_statistics_of_a_chain_that_ends_in_noise_stack():
+    bound = parameters()
+    clip = Clipper(Chain(Norm(1.0), Noise(0.01)), warmup=1)
+    clip.bind(bound)
+    steps: list[Stats] = []
+    for step in range(2):
+        fill(bound, step, 1.0)
+        steps.append(clip.apply())
+    assert len(Stats.stack(steps).raw) == 2
+
+
+# What a law learns from
+
+
+def _numbers(state: Any) -> list[Tensor]:
+    if isinstance(state, dict):
+        return [n for each in state.values() for n in _numbers(each)]
+    return [state]
+
+
+@each_law
+@pytest.mark.parametrize("policy", ["engine: zero", "engine: pass", "alone"])
+def test_no_law_learns_from_a_step_that_came_not_finite(
+    option: str, variant: dict[str, Any], policy: str
+):
+    """Not from what a policy made of it, nor from its other parameters."""
+    bound, law = parameters(), build(option, **variant)
+    clip = law if policy == "alone" else Clipper(law, nonfinite=policy[8:])  # pyright: ignore[reportArgumentType]
+    clip.bind(bound)
+    for step in range(3):
+        fill(bound, step, 1.0)
+        clip.apply()
+    before = law.state_dict()
+    fill(bound, 9, 1.0)
+    gradient = bound["image"]["conv"].grad
+    assert gradient is not None
+    gradient[0, 0, 0, 0] = math.nan
+    clip.apply()
+    after = law.state_dict()
+    assert all(map(torch.equal, _numbers(before), _numbers(after)))
+    if policy == "engine: zero":
+        assert all(p.grad.isfinite().all() for n in bound.values() for p in n.values() if p.grad is not None)  # fmt: skip

@@ -67,6 +67,22 @@ def test_other_norms():
     assert one(Norm(threshold=1, p=1), [3, -4], [1]) == [[0.375, -0.5], [0.125]]
 
 
+@pytest.mark.parametrize("per", ["global", "modality", "tensor", "unit"])
+@pytest.mark.parametrize("p", [0.1, 20.0, 100.0, 1000.0])
+def test_powers_beyond_float32(p: float, per: Any):
+    """Elements near 0.05: from p 35 on their powers vanish in float32, and with them the norm."""
+    raw = [0.05 * torch.arange(-3.0, 5.0).reshape(4, 2), torch.tensor([0.01, -0.07])]
+    (first,), (second,) = clip(Norm(0.01, p=p, per=per, budget="each"), [raw[0]], [raw[1]])[0]
+    units = {"global": [torch.cat([g.ravel() for g in raw])], "unit": [*raw[0], raw[1]]}
+    wanted = 0.0
+    for unit in units.get(per, raw):
+        largest = unit.double().abs().max()
+        length = largest * ((unit.double().abs() / largest) ** p).sum() ** (1 / p)
+        wanted += float((unit.double() * min(1.0, 0.01 / length)).square().sum())
+    got = first.double().square().sum() + second.double().square().sum()
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("p", "norm", "scale"),
     [
@@ -324,10 +340,9 @@ def test_refused(knobs: dict[str, Any], match: str):
         Norm(threshold=1.0, **knobs)
 
 
-def test_a_share_of_nothing_is_refused():
-    law = Norm(threshold=1.0, p=1e-3, per="modality")
+def test_an_order_whose_norms_are_no_numbers_is_refused():
     with pytest.raises(UserError, match=r"clip\.p is so small"):
-        law.bind({s: {"w": nn.Parameter(torch.ones(1))} for s in "abcd"})
+        Norm(threshold=1.0, p=1e-3, per="modality")
 
 
 def test_frozen_parameters_take_no_share():

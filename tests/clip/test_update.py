@@ -357,19 +357,54 @@ def test_attached_twice_it_clips_once():
     assert same(*found)
 
 
-def test_another_optimizer_takes_over():
-    """E.g. one that is made afresh for a second training."""
+def test_another_optimizer_takes_over_once_the_first_is_let_go():
+    """E.g. one that is made afresh for a second training; without that, its steps would pass unclipped."""
     model = network()
+    scopes = {"all": dict(model.named_parameters())}
     clip = Clipper(Norm(C), on="update")
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
-    for optimizer in optimizers:
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    backward(model, 0)
+    clip(first)
+    with pytest.raises(UserError, match=r"another optimizer.*a Clipper for each"):
+        clip(second)
+    first.step()
+    assert len(clip.updates) == 1, "the first one is clipped as before"
+    clip.bind(scopes)
+    clip.attach(second)
+    for optimizer, clipped in ((first, 0), (second, 1)):
         backward(model, 0)
-        clip(optimizer)
+        clip.apply()
         optimizer.step()
-        assert len(clip.updates) == 1
-    clip.updates = []
-    optimizers[0].step()
-    assert clip.updates == []
+        assert len(clip.updates) == clipped
+    del second, optimizer
+    gc.collect()
+    clip(first)  # nobody steps with the second one any more
+
+
+def test_optimizers_of_other_parameters_want_a_clipper_each():
+    """A law with nothing to learn would go from one to the other, and let the first one's step pass."""
+    clip = Clipper(Norm(C), on="update")
+    optimizers = [torch.optim.SGD(network().parameters(), lr=0.1) for _ in range(2)]
+    clip(optimizers[0])
+    with pytest.raises(UserError, match=r"another optimizer.*a Clipper for each"):
+        clip(optimizers[1])
+
+
+def test_a_dropped_clipper_leaves_no_hooks():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    for on in ("update", "gradient"):
+        for _ in range(3):
+            clip = Clipper(Norm(C), on=on)
+            backward(model, 0)
+            weight = model[0].weight.grad
+            weight[0, 0] = torch.nan if on == "gradient" else 0.0  # so that its step is left out
+            clip(optimizer)
+            optimizer.step()
+            del clip
+            gc.collect()
+        hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks  # pyright: ignore[reportAttributeAccessIssue]
+        assert [len(each) for each in hooks] == [0, 0]
 
 
 def test_within_a_step_it_is_too_late():
