@@ -128,9 +128,10 @@ def _sentence(
     if stable is not None and stable.state != "ok":
         parts.append(str(stable))
     fraction, coefficient = block["fraction"], block["coefficient"]
-    threshold = block["threshold"]
-    shown = threshold is not None and (np.isfinite(threshold) or "threshold" in settings)
-    threshold = f" {short(threshold)}" if shown else ""
+    number: float | None = block["threshold"]
+    if number is not None and not np.isfinite(number) and "threshold" not in settings:
+        number = None  # the law has none
+    threshold = "" if number is None else f" {short(number)}"
     beside = _beside(settings)
     of_update = settings.get("on") == "update"
     label = f"{block['algorithm']}{threshold}{' of the update' if of_update else ''}"
