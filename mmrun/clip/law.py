@@ -55,11 +55,9 @@ class Law(ABC):
     per: Per = "global"  # what has a state of its own, and is measured as one
     p: float = 2.0  # the norm that it is measured by
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.algorithm = cls.__dict__.get("algorithm", cls.__name__.lower())
-
     def __init__(self, threshold: float) -> None:
+        if not hasattr(type(self), "algorithm"):  # one of a user's own
+            type(self).algorithm = type(self).__name__.lower()
         self.threshold: float = positive(
             "threshold", threshold, hint="Use clip=none to switch clipping off."
         )

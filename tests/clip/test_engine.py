@@ -18,6 +18,7 @@ from mmrun.clip.chain import Chain
 from mmrun.clip.memory import Field
 from mmrun.clip.noise import Noise
 from mmrun.clip.none import Unclipped
+from mmrun.clip.scaling import Scaling
 from mmrun.clip.spike import Spike
 from mmrun.clip.step import Gradients
 from mmrun.clip.zclip import ZClip
@@ -589,7 +590,9 @@ def test_a_window_has_a_bound():
 
 
 def test_a_law_of_ones_own_needs_no_name():
-    class Halve(Value):
-        pass
+    class Halve(Scaling):
+        def respond(self, norms: Tensor, limits: Tensor | float) -> Tensor:  # noqa: ARG002
+            return torch.full_like(norms, 0.5)
 
     assert Halve(1.0).algorithm == "halve"
+    assert applied(Clipper(Halve(1.0)), [3.0, 4.0])[0] == [[1.5, 2.0]]
