@@ -145,8 +145,8 @@ def _of_a_scope(measured: Measured) -> str:
     threshold = number(largest.candidates[-1].threshold)
     on = " clip.on=update" if measured.column == UPDATE else ""
     return (
-        f"for a scope's own threshold: clip=norm clip.per=modality clip.budget=each{on} "
-        f"clip.scopes.{largest.name}.threshold={threshold}"
+        f"to clip one scope alone: clip=none{on} clip.scopes.{largest.name}=norm_{threshold} "
+        f"(its {largest.candidates[-1].name})"
     )
 
 

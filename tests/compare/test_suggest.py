@@ -257,6 +257,20 @@ def test_momentum_does_not():
     assert "cancels" not in notes()
 
 
+@pytest.mark.parametrize("column", ["grad/norm", "update/norm"])
+def test_a_scope_is_clipped_alone(column: str):
+    recorded(column=column)
+    image = suggest.suggest(RUN).measured.scopes[0]
+    (line,) = (each for each in notes().splitlines() if each.startswith("to clip one scope alone"))
+    words = [word for word in line.split() if word.startswith("clip") and "=" in word]
+    clip = compose.point(["optimizer=momentum", *words]).config["clip"]
+    assert clip["_target_"] == "mmrun.clip.none.Unclipped"
+    assert clip["on"] == ("update" if column == "update/norm" else "gradient")
+    assert list(clip["scopes"]) == ["image"]
+    assert clip["scopes"]["image"]["_target_"] == "mmrun.clip.norm.Norm"
+    assert clip["scopes"]["image"]["threshold"] == image.candidates[-1].threshold
+
+
 def test_the_control_says_what_it_is():
     recorded()
     p50 = suggest.suggest(RUN).measured.everything.candidates[0]
