@@ -160,3 +160,13 @@ def _canonical(value: Any, key: str = "") -> Any:
     if isinstance(value, float) and value.is_integer() and not key.startswith(SHARE_OR_COUNT):
         return int(value)
     return value
+
+
+def law_of(target: str) -> str:
+    """Name of a clip law from its class: ours is the file's, a user's the class in lower case.
+
+    >>> law_of("mmrun.clip.block_rms.BlockRMS"), law_of("mine.laws.Halve")
+    ('block_rms', 'halve')
+    """
+    module, _, name = target.rpartition(".")
+    return module.rpartition(".")[2] if module.startswith("mmrun.") else name.lower()

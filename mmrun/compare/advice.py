@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from mmrun.compare.candidates import UPDATE, VANISHING, Measured, early_and_late, spread, typed
+from mmrun.compare.candidates import (
+    EXPLODED,
+    UPDATE,
+    VANISHING,
+    Measured,
+    early_and_late,
+    spread,
+    typed,
+)
 from mmrun.compare.command import key_of
 from mmrun.compare.trials import (
     NO_LAW,
@@ -15,6 +23,7 @@ from mmrun.compare.trials import (
     Suggestion,
     cancels,
     controlled,
+    diverged,
     learning_rates,
     number,
     optimizer,
@@ -30,11 +39,13 @@ FEW = 100  # steps, of which p99 is the longest one
 def heading(suggestion: Suggestion) -> str:
     """What was measured, over how many steps, of which run."""
     record, measured = suggestion.record, suggestion.measured
-    n_rows = measured.everything.norms.size + measured.nonfinite
+    n_rows = measured.everything.norms.size + measured.nonfinite + measured.exploded
     what = "norms of the update" if measured.column == UPDATE else "raw gradient norms"
     steps = f"{n_rows} of {measured.last_step}" if n_rows < measured.last_step else str(n_rows)
     going = " so far" if record["status"] == "running" else ""
     out = f"; {measured.nonfinite} not finite, left out" if measured.nonfinite else ""
+    if measured.exploded:
+        out += f"; {measured.exploded} of the divergence, left out"
     where = shown(suggestion.directory.absolute())
     unit = "step" if n_rows == measured.last_step == 1 else "steps"
     return f"{what} before clipping, over {steps} {unit}{going}{out}; {where}"
@@ -44,7 +55,8 @@ def notes(suggestion: Suggestion) -> list[str]:
     """What the numbers mean, a sentence or two per line."""
     measured = suggestion.measured
     n = measured.everything.norms.size
-    few = f"few steps, {n}: p95 and p99 hang on one or two of them" if n < FEW else ""
+    last = "p90 hangs" if diverged(suggestion.record) else "p95 and p99 hang"
+    few = f"few steps, {n}: {last} on one or two of them" if n < FEW else ""
     said = [
         _meaning(measured),
         few,
@@ -114,8 +126,11 @@ def _trained(record: Mapping[str, Any]) -> str:
     if choice != "none":
         words = [f"clip={choice}", *_law_of_its_own(record)]
         said = f"the norms are raw ones of a training that was clipped by {' '.join(words)}; {said}"
-    if record["stability"] == "diverged":
-        said += "; it diverged, and the longest norms are part of that: look at p50 to p90"
+    if diverged(record):
+        said += (
+            "; it diverged, and the longest norms are part of that: those above "
+            f"{EXPLODED:.0f} times the median before them count for nothing here, p95 and p99 are not told"
+        )
     return said
 
 
@@ -145,8 +160,8 @@ def _of_a_scope(measured: Measured) -> str:
     threshold = number(largest.candidates[-1].threshold)
     on = " clip.on=update" if measured.column == UPDATE else ""
     return (
-        f"for a scope's own threshold: clip=norm clip.per=modality clip.budget=each{on} "
-        f"clip.scopes.{largest.name}.threshold={threshold}"
+        f"to clip one scope alone: clip=none{on} clip.scopes.{largest.name}=norm_{threshold} "
+        f"(its {largest.candidates[-1].name})"
     )
 
 

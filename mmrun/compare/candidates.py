@@ -6,6 +6,7 @@ recorded steps, and the mean of its coefficient min(1, c / n) over all of them s
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ Array = NDArray[np.float64]
 
 RAW, UPDATE = "grad/norm", "update/norm"  # what clip.on=gradient and clip.on=update clip
 QUANTILES = (50, 75, 90, 95, 99)
+CALM_QUANTILES = (50, 75, 90)  # of a run that diverged: above them its last steps begin
+EXPLODED = 10.0  # times the median of the calm norms before it
 VANISHING = 0.001  # of the squared norm
 DIGITS = 3  # of a threshold: its share of steps stays that of the percentile
 _EARLY, _LATE = 0.1, 0.5  # the first tenth of the steps, the last half
@@ -74,6 +77,7 @@ class Measured:
         scopes: of each scope, in the order recorded.
         last_step: the step of the last row.
         nonfinite: rows whose norm is no finite number; they are left out.
+        exploded: rows of a run that diverged whose norm had exploded; they are left out too.
     """
 
     column: str
@@ -81,28 +85,36 @@ class Measured:
     scopes: tuple[Scope, ...]
     last_step: int
     nonfinite: int
+    exploded: int = 0
 
 
-def measure(columns: Mapping[str, Array]) -> Measured:
+def measure(columns: Mapping[str, Array], *, diverged: bool = False) -> Measured:
     """Norms and candidates from the columns of gradients.csv: of the update where that was clipped.
 
+    Args:
+        columns: those of gradients.csv.
+        diverged: whether the run did: then steps whose norm had exploded count for nothing.
+
     Raises:
-        UserError: no column of norms, no rows, or nothing above 0 in them.
+        UserError: no column of norms, or nothing finite and above 0 in them.
     """
     column = UPDATE if UPDATE in columns else RAW
     if column not in columns:
         names = ", ".join(columns)
         raise UserError(f"gradients.csv has no column {RAW}", given=names or "no columns")
+    steps = columns.get("step", columns[column][:0])
+    steps = steps[np.isfinite(steps)]
+    last_step = int(steps.max()) if steps.size else columns[column].size
+    exploded, quantiles = 0, QUANTILES
+    if diverged:
+        wild = explosions(columns[column])
+        columns = {name: values[~wild] for name, values in columns.items()}
+        exploded, quantiles = int(wild.sum()), CALM_QUANTILES
     values = columns[column]
-    if not values.size:
-        raise UserError(
-            "gradients.csv has no rows yet",
-            remedy="They are written at every validation: ask again after the first.",
-        )
     # The block of a run takes raw norms; of whatever is clipped, shares are made in the same way.
     known = {RAW + n.removeprefix(column): v for n, v in columns.items() if n.startswith(column)}
     shares = verdict.clip_block(known, algorithm="none")["scopes"]
-    whole = _scope("", values, 1.0)
+    whole = _scope("", values, 1.0, quantiles)
     if not whole.norms.size:
         raise UserError(
             f"no {column} in gradients.csv is finite",
@@ -116,27 +128,45 @@ def measure(columns: Mapping[str, Array]) -> Measured:
             remedy="There is nothing to clip.",
         )
     names = verdict.scope_names(known)
-    steps = columns.get("step", values[:0])
-    steps = steps[np.isfinite(steps)]
     return Measured(
         column=column,
         everything=whole,
-        scopes=tuple(_scope(n, columns[f"{column}/{n}"], shares[n]["share"] or 0.0) for n in names),
-        last_step=int(steps.max()) if steps.size else values.size,
+        scopes=tuple(
+            _scope(n, columns[f"{column}/{n}"], shares[n]["share"] or 0.0, quantiles) for n in names
+        ),
+        last_step=last_step,
         nonfinite=int(values.size - whole.norms.size),
+        exploded=exploded,
     )
 
 
-def _scope(name: str, values: Array, share: float) -> Scope:
+def explosions(norms: Array) -> NDArray[np.bool_]:
+    """Which norms are more than 10 times the median of the calm ones before them [N]?
+
+    Those that exploded are no part of the median, so that it stays where it was however long they last.
+    """
+    wild = np.zeros(norms.size, dtype=bool)
+    calm: list[float] = []  # sorted
+    for step, norm in enumerate(norms.tolist()):
+        if not 0 < norm < np.inf:
+            continue
+        if calm and norm > EXPLODED * calm[len(calm) // 2]:
+            wild[step] = True
+        else:
+            insort(calm, norm)
+    return wild
+
+
+def _scope(name: str, values: Array, share: float, quantiles: tuple[int, ...]) -> Scope:
     norms = values[np.isfinite(values)]
-    return Scope(name=name, norms=norms, share=share, candidates=candidates(norms))
+    return Scope(name=name, norms=norms, share=share, candidates=candidates(norms, quantiles))
 
 
-def candidates(norms: Array) -> tuple[Candidate, ...]:
+def candidates(norms: Array, quantiles: tuple[int, ...] = QUANTILES) -> tuple[Candidate, ...]:
     """The percentiles of finite norms [N] as thresholds, and what each would have done."""
     if not norms.size:
         return ()
-    values = [typed(float(value)) for value in np.percentile(norms, QUANTILES)]
+    values = [typed(float(value)) for value in np.percentile(norms, quantiles)]
     return tuple(
         Candidate(
             name=f"p{quantile}",
@@ -144,7 +174,7 @@ def candidates(norms: Array) -> tuple[Candidate, ...]:
             clipped=float(np.mean(norms > value)),
             coefficient=float(np.mean(value / np.maximum(norms, value))),
         )
-        for quantile, value in zip(QUANTILES, values, strict=True)
+        for quantile, value in zip(quantiles, values, strict=True)
         if value > 0
     )
 

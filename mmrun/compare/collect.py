@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from mmrun.compare.laws import Law, name_laws, spelled
 from mmrun.errors import UserError
 from mmrun.options import ENCODER
 from mmrun.runs.finder import find_tree
@@ -111,6 +112,8 @@ def collect(words: Sequence[str], outputs: Path) -> Collected:
             given=", ".join(words) or outputs,
             remedy="Make one: mmrun train clip=0.5, and mmrun train clip=none",
         )
+    clips = {id(row.config.get("clip")): row.config.get("clip") for row in kept.values()}
+    name_laws(cast("dict[str, Any]", clip) for clip in clips.values() if isinstance(clip, dict))
     repeats = len(paths) - len(unreadable) - len(kept)
     return Collected(tuple(kept.values()), unreadable, repeats)
 
@@ -160,11 +163,7 @@ def same_value(value: Any) -> object:
 
 def said(value: Any) -> str:
     """A setting as one would type it."""
-    if isinstance(value, str | Absent):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value:.15g}"
-    return _text(value)
+    return str(value) if isinstance(value, Absent) else spelled(value)
 
 
 def _in_group(
@@ -183,7 +182,8 @@ def _in_group(
     parents = list(zip(options, above, strict=True))
     for leaf in leaves:
         values = [same_value(row.value(leaf)) for row in rows]
-        if _varies(values, parents) or (leaf in by_hand and not _told(rows, choice, leaf)):
+        typed = any(key == leaf or key.startswith(f"{leaf}.") for key in by_hand)
+        if _varies(values, parents) or (typed and not _told(rows, choice, leaf)):
             shown.append(leaf)
     return shown
 
@@ -207,7 +207,7 @@ def _told(rows: Sequence[Row], choice: str, leaf: str) -> bool:
 
 
 def _differing(nodes: Sequence[Any], path: str) -> Iterator[str]:
-    """Dotted paths of the leaves in which nodes differ; equal branches are not entered."""
+    """Dotted paths of the leaves in which nodes differ; equal branches are not entered, and a law is a leaf."""
     nodes = list({id(node): node for node in nodes}.values())  # equal blocks are one object
     first = nodes[0]
     if len(nodes) == 1:
@@ -216,7 +216,7 @@ def _differing(nodes: Sequence[Any], path: str) -> Iterator[str]:
     counts = path == "trainer" or path.rpartition(".")[2].startswith(SHARE_OR_COUNT)
     if not counts and all(node == first for node in nodes):
         return
-    if not any(isinstance(node, dict) for node in nodes):
+    if any(isinstance(node, Law) for node in nodes) or not any(isinstance(n, dict) for n in nodes):
         exact = {(counts and isinstance(node, float), same_value(node)) for node in nodes}
         if len(exact) > 1:
             yield path
@@ -228,6 +228,8 @@ def _differing(nodes: Sequence[Any], path: str) -> Iterator[str]:
 
 
 def _leaves(node: Any, path: str) -> Iterator[str]:
+    if isinstance(node, Law):
+        yield path
     if isinstance(node, dict) and node:
         for name, inner in cast("dict[str, Any]", node).items():
             yield from _leaves(inner, f"{path}.{name}")

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from mmrun.compare.collect import Absent, said
 from mmrun.compare.groups import Group
+from mmrun.compare.laws import holds_law
 from mmrun.errors import printable, shortened
 from mmrun.runs.record import STATUSES
 
@@ -179,7 +180,10 @@ def json(facts: Mapping[str, Any], groups: Sequence[Group]) -> str:
         **facts,
         "groups": [
             {
-                "settings": dict(group.settings),
+                "settings": {
+                    key: said(value) if holds_law(value) else value
+                    for key, value in group.settings.items()
+                },
                 "n": group.n,
                 "status": dict(group.statuses),
                 "stability": dict(group.stabilities),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
 from mmrun.runs.table import read_columns
+from mmrun.spec import law_of
 
 WIDTH = 100
 _STYLES = {"finished": "green", "running": "cyan", "queued": "dim", "pruned": "yellow"}
@@ -77,7 +78,7 @@ def clip_of(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         return block
     columns = read_columns(Paths(directory).gradients)
     settings = _mapping(record["config"].get("clip"))
-    algorithm = block.get("algorithm") or verdict.law_of(str(settings.get("_target_", "")))
+    algorithm = block.get("algorithm") or law_of(str(settings.get("_target_", "")))
     if not algorithm or not columns or not len(next(iter(columns.values()))):
         return block
     threshold = settings.get("threshold")
@@ -188,19 +189,26 @@ def _scope_table(clip: Mapping[str, Any]) -> Table | None:
     scopes = _mapping(clip.get("scopes"))
     if not scopes:
         return None
+    of_update = any("update" in _mapping(values) for values in scopes.values())
     titles = ("norm p50", "p90", "p99", "share of norm²", "clipped steps", "payer")
-    table = _table("scope", titles)
+    table = _table("scope", ("norm of", *titles) if of_update else titles)
     for scope, given in scopes.items():
         values = _mapping(given)
-        norm = _mapping(values.get("norm"))
-        table.add_row(
-            _text(scope),
-            *(_say(norm.get(quantile)) for quantile in ("p50", "p90", "p99")),
-            _say(values.get("share"), percent=True),
-            _say(values.get("fraction"), percent=True),
-            _say(values.get("payer")),
-        )
+        clipped = (_say(values.get("fraction"), percent=True), _say(values.get("payer")))
+        if not of_update:
+            table.add_row(_text(scope), *_size(values), *clipped)
+            continue
+        # What was clipped, and who paid, is said of the update: it stands beside its norms.
+        table.add_row(_text(scope), "gradient", *_size(values), _NONE, _NONE)
+        table.add_row("", "update", *_size(_mapping(values.get("update"))), *clipped)
     return table
+
+
+def _size(values: Mapping[str, Any]) -> Iterator[str]:
+    """Percentiles of a norm, and its share."""
+    norm = _mapping(values.get("norm"))
+    yield from (_say(norm.get(quantile)) for quantile in ("p50", "p90", "p99"))
+    yield _say(values.get("share"), percent=True)
 
 
 def _table(first: str, titles: Iterable[str]) -> Table:

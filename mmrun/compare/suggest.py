@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmrun.compare import formats
 from mmrun.compare.advice import heading, notes, percent
 from mmrun.compare.candidates import QUANTILES, Candidate, Measured, Scope, measure
 from mmrun.compare.table import FORMATS
-from mmrun.compare.trials import Suggestion, commands, number
+from mmrun.compare.trials import Suggestion, commands, diverged, number
 from mmrun.errors import UserError, nearest, printable
+from mmrun.exits import program
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
 from mmrun.runs.record import UNREADABLE
@@ -34,12 +36,25 @@ def suggest(directory: Path) -> Suggestion:
         raise UserError(record["error"], given=directory)
     columns = read_columns(Paths(directory).gradients)
     if not columns:
-        raise UserError(
-            "this run has no gradients.csv yet",
-            given=f"{directory}, {record['status']}",
-            remedy="It is written while a run trains.",
-        )
-    return Suggestion(directory, record, measure(columns))
+        raise _nothing("this run has no gradients.csv", directory, record)
+    if not next(iter(columns.values())).size:
+        raise _nothing("gradients.csv has no rows", directory, record)
+    return Suggestion(directory, record, measure(columns, diverged=diverged(record)))
+
+
+def _nothing(problem: str, directory: Path, record: Mapping[str, Any]) -> UserError:
+    """Why nothing was recorded, and whether it is worth waiting for."""
+    status = str(record["status"])
+    if status in ("queued", "running"):
+        remedy = "Rows are written at every validation: ask again after the first."
+        return UserError(f"{problem} yet", given=f"{directory}, {status}", remedy=remedy)
+    clip = record["config"].get("clip")
+    every = cast("dict[str, Any]", clip).get("record_every") if isinstance(clip, dict) else None
+    if isinstance(every, int) and every > 1:
+        remedy = f"It recorded every {every}th step alone: train it with clip.record_every=1."
+    else:
+        remedy = f"It ended before a step was recorded: {program()} show tells how; train it again."
+    return UserError(problem, given=f"{directory}, {status}", remedy=remedy)
 
 
 def text(
@@ -156,6 +171,7 @@ def _json(suggestion: Suggestion, lines: list[tuple[str, str]]) -> str:
             "measured": measured.column,
             "last_step": measured.last_step,
             "nonfinite": measured.nonfinite,
+            "exploded": measured.exploded,
             "all": block(measured.everything),
             "scopes": {scope.name: block(scope) for scope in measured.scopes},
             "notes": [heading(suggestion), *notes(suggestion)],

@@ -104,6 +104,11 @@ def cancels(suggestion: Suggestion) -> bool:
     )
 
 
+def diverged(record: Mapping[str, Any]) -> bool:
+    """Did this run diverge, so that its longest norms are those of a divergence?"""
+    return "diverged" in (record["status"], record["stability"])
+
+
 def optimizer(record: Mapping[str, Any]) -> str:
     """The class of a run's optimizer, as its config names it."""
     return str(_mapping(record["config"].get("optimizer")).get("_target_", ""))

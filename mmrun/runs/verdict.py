@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrun.runs.stability import Stability
+from mmrun.spec import law_of
 
 Array = NDArray[np.float64]
 
@@ -49,7 +50,8 @@ def clip_block(
 
     A share is one of all steps where they were counted, else of recorded ones; the coefficient is the median over the steps at which the law
     changed anything (1 when it never did); ``elements`` the mean share of elements changed. A
-    scope's ``share`` is its median part of the squared norm. None stands for what was not recorded.
+    scope's ``share`` is its median part of the squared norm; norm and share are the gradient's, those of the
+    update stand under ``update`` where it was what is clipped. None stands for what was not recorded.
 
     Args:
         gradients: columns of gradients.csv.
@@ -131,7 +133,7 @@ def _sentence(
     number: float | None = block["threshold"]
     if number is not None and not np.isfinite(number) and "threshold" not in settings:
         number = None  # the law has none
-    threshold = "" if number is None else f" {short(number)}"
+    threshold = "" if number is None else f" {_bound(number)}"
     beside = _beside(settings)
     of_update = settings.get("on") == "update"
     label = f"{block['algorithm']}{threshold}{' of the update' if of_update else ''}"
@@ -174,45 +176,49 @@ def _beside(settings: Mapping[str, Any]) -> list[str]:
     for scope, node in (own if isinstance(own, Mapping) else {}).items():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         law = law_of(str(node.get("_target_", ""))) if isinstance(node, Mapping) else str(node)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         number = _number(node.get("threshold")) if isinstance(node, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        words.append(f"{scope}: {law}" + ("" if number is None else f" {short(number)}"))
+        words.append(f"{scope}: {law}" + ("" if number is None else f" {_bound(number)}"))
     floor = _number(settings.get("floor"))
-    return words + ([f"floor {short(floor)}"] if floor else [])
-
-
-def law_of(target: str) -> str:
-    """Name of a clip law from its class: ours is the file's, a user's the class in lower case.
-
-    >>> law_of("mmrun.clip.block_rms.BlockRMS"), law_of("mine.laws.Halve")
-    ('block_rms', 'halve')
-    """
-    module, _, name = target.rpartition(".")
-    return module.rpartition(".")[2] if module.startswith("mmrun.") else name.lower()
+    return words + ([f"floor {_bound(floor)}"] if floor else [])
 
 
 def _scopes(
     gradients: Mapping[str, Array], known: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:
-    names = scope_names(gradients)
+    updates = _sizes(gradients, "update/norm/")
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, size in _sizes(gradients, "grad/norm/").items():
+        blocks[name] = {
+            "norm": size["norm"],
+            "fraction": known.get(f"clip/fraction/{name}", _share(_engaged(gradients, f"/{name}"))),
+            "share": size["share"],
+            "payer": _median(gradients.get(f"clip/payer/{name}")),
+        }
+        if name in updates:
+            blocks[name]["update"] = updates[name]
+    return blocks
+
+
+def _sizes(columns: Mapping[str, Array], prefix: str) -> dict[str, dict[str, Any]]:
+    """{scope: percentiles of its norm, median part of the squared norm}, from the columns with a prefix."""
+    names = [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
     if not names:
         return {}
-    squares = np.stack([gradients[f"grad/norm/{name}"] for name in names]) ** 2  # [S, N]
+    squares = np.stack([columns[prefix + name] for name in names]) ** 2  # [S, N]
     total = squares.sum(axis=0)
     valid = np.isfinite(total) & (total > 0)
     shares = squares[:, valid] / total[valid]
-    blocks: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, dict[str, Any]] = {}
     for row, name in enumerate(names):
-        norms = _finite(gradients[f"grad/norm/{name}"])
+        norms = _finite(columns[prefix + name])
         values = np.percentile(norms, SPREAD_QUANTILES) if norms.size else (None,) * 3
-        blocks[name] = {
+        sizes[name] = {
             "norm": {
                 f"p{quantile}": None if value is None else float(value)
                 for quantile, value in zip(SPREAD_QUANTILES, values, strict=True)
             },
-            "fraction": known.get(f"clip/fraction/{name}", _share(_engaged(gradients, f"/{name}"))),
             "share": float(np.median(shares[row])) if valid.any() else None,
-            "payer": _median(gradients.get(f"clip/payer/{name}")),
         }
-    return blocks
+    return sizes
 
 
 def _engaged(gradients: Mapping[str, Array], suffix: str) -> NDArray[np.bool_] | None:
@@ -255,6 +261,11 @@ def _number(threshold: float | str | None) -> float | None:
         return None if threshold is None else float(threshold)
     except ValueError:
         return None
+
+
+def _bound(threshold: float) -> str:
+    """A threshold as a sentence has it: the user's own number, not one beside it."""
+    return f"{threshold:.4g}"
 
 
 def short(value: float) -> str:

@@ -532,3 +532,54 @@ def test_the_package_can_be_used_without_the_command():
         "print(text(compare(['outputs'], outputs=Path('outputs')), format='md'))"
     )
     assert "| n | stability |" in run_python("-c", code).stdout
+
+
+# Laws as one would type them
+
+VALUE, NORM, AGC, NONE, CHAIN = (
+    {"_target_": f"mmrun.clip.{each}"}
+    for each in ("value.Value", "norm.Norm", "agc.AGC", "none.Unclipped", "chain.Chain")
+)
+
+
+def of_scope(name: str, **laws: object) -> None:
+    fake(OUT / name, f"clip.scopes={json.dumps(laws)}", overrides=["clip.scopes.audio.p=1"])
+
+
+def shown_scopes():
+    """{the column of the scope's law}, in a table of what differs."""
+    assert differing(collect([], OUT).rows) == ["clip.scopes.audio"]
+    found = {str(next(iter(group.settings.values()))) for group in table().groups}
+    assert all(word in text(table()) for word in found)
+    return found
+
+
+def test_the_law_of_a_scope_is_one_column_of_words():
+    of_scope("a", audio=VALUE | {"threshold": 0.1})
+    of_scope("b", audio=NORM | {"threshold": 0.05, "p": 2.0, "per": "global"})
+    of_scope("c", audio=NONE)
+    of_scope("d", audio=CHAIN | {"laws": [AGC | {"threshold": 0.01}, NORM], "threshold": 1.0})
+    of_scope("e")
+    assert shown_scopes() == {"value_0.1", "norm_0.05", "none", "chain_1", "-"}
+    (group,) = table(conditions=["clip.scopes.audio=norm_0.05"]).groups
+    (row,) = group.rows
+    assert row.value("clip.scopes.audio.threshold") == 0.05
+    assert "clip.scopes.audio.threshold" in collecting.known_keys([row])
+    given = json.loads(text(table(), format="json"))
+    assert "norm_0.05" in [group["settings"]["clip.scopes.audio"] for group in given["groups"]]
+
+
+def test_other_knobs_only_where_two_laws_would_look_the_same():
+    of_scope("a", audio=NORM | {"threshold": 0.05, "p": 2.0, "per": "global"})
+    of_scope("b", audio=NORM | {"threshold": 0.05, "p": 1.0, "per": "global"})
+    of_scope("c", audio=NORM | {"threshold": 0.1, "p": 1.0, "per": "global"})
+    assert shown_scopes() == {"norm_0.05 (p=2)", "norm_0.05 (p=1)", "norm_0.1"}
+
+
+def test_the_laws_of_a_chain_are_told_apart():
+    for name, ratio in (("a", 0.01), ("b", 0.02)):
+        fake(OUT / name, f"clip.laws={json.dumps([AGC | {'threshold': ratio, 'p': 1}, VALUE])}")
+    told = [[*map(collecting.said, group.settings.values())] for group in table().groups]
+    assert told == [["[agc_0.01,value]"], ["[agc_0.02,value]"]]
+    (group,) = table(conditions=["clip.laws=[agc_0.02,value]"]).groups
+    assert group.rows[0].directory.name == "b"

@@ -95,6 +95,17 @@ def test_a_killed_run_still_gets_a_verdict(tmp_path):
     assert "killed" in show(run.directory)
 
 
+def test_it_is_said_whose_norms_stand_beside_a_clipped_update(tmp_path):
+    shutil.copytree(FORMAT1, tmp_path / "run")
+    run = runs.Run.open(tmp_path / "run")
+    scopes = run.record["clip"]["scopes"]
+    scopes["image"]["update"] = {"norm": {"p50": 1.5, "p90": 2.5, "p99": 3.5}, "share": 0.3}
+    run.update(clip={**run.record["clip"], "scopes": scopes})
+    lines = [line.split() for line in show(run.directory, width=80).splitlines()]
+    assert ["image", "gradient", "0.21", "0.42", "0.63", "20", "%", "-", "-"] in lines
+    assert ["update", "1.5", "2.5", "3.5", "30", "%", "75", "%", "0.9"] in lines
+
+
 def test_every_broken_directory(tmp_path):
     assert "no run.json here" in show(tmp_path / "gone")
     (tmp_path / "run.json").write_text('{"format": 1')

@@ -169,6 +169,26 @@ def test_every_end(status: str):
     assert ("it diverged, and the longest norms" in text) == (status == "diverged")
 
 
+def test_a_divergence_is_no_threshold():
+    calm = lengths(200)
+    norms = np.concatenate([calm, np.geomspace(100, 1e13, 150), [np.nan]])
+    recorded(norms, status="diverged")
+    found = suggest.suggest(RUN)
+    told = [(each.name, each.threshold) for each in found.measured.everything.candidates]
+    assert told == [(each.name, each.threshold) for each in candidates(calm)[:3]]
+    assert all(scope.candidates[-1].threshold < 5 for scope in found.measured.scopes)
+    assert "351 steps; 1 not finite, left out; 150 of the divergence, left out" in advice.heading(
+        found
+    )
+    assert json.loads(suggest.text(found, format="json"))["exploded"] == 150
+    asked = {point.config["clip"].get("threshold", 0) for point in points(lines()[0][1])}
+    assert len(asked) == 4
+    assert max(asked) < 5
+    changed(status="finished", stability="ok")
+    assert suggest.suggest(RUN).measured.everything.candidates[-1].name == "p99"
+    assert suggest.suggest(RUN).measured.exploded == 0
+
+
 def test_thinned_rows_say_so():
     recorded(lengths(200), *MOMENTUM, "clip.record_every=5", every=5)
     assert "over 200 of 1000 steps;" in advice.heading(suggest.suggest(RUN))
@@ -255,6 +275,20 @@ def test_adam_cancels_a_constant_factor():
 def test_momentum_does_not():
     recorded()
     assert "cancels" not in notes()
+
+
+@pytest.mark.parametrize("column", ["grad/norm", "update/norm"])
+def test_a_scope_is_clipped_alone(column: str):
+    recorded(column=column)
+    image = suggest.suggest(RUN).measured.scopes[0]
+    (line,) = (each for each in notes().splitlines() if each.startswith("to clip one scope alone"))
+    words = [word for word in line.split() if word.startswith("clip") and "=" in word]
+    clip = compose.point(["optimizer=momentum", *words]).config["clip"]
+    assert clip["_target_"] == "mmrun.clip.none.Unclipped"
+    assert clip["on"] == ("update" if column == "update/norm" else "gradient")
+    assert list(clip["scopes"]) == ["image"]
+    assert clip["scopes"]["image"]["_target_"] == "mmrun.clip.norm.Norm"
+    assert clip["scopes"]["image"]["threshold"] == image.candidates[-1].threshold
 
 
 def test_the_control_says_what_it_is():
@@ -477,7 +511,7 @@ def test_mistakes_are_told_in_a_line(capsys: pytest.CaptureFixture[str]):
     assert "no such format" in refused(capsys, "run", "--format", "xml")
     gradients = RUN / "gradients.csv"
     gradients.write_text("step,grad/norm\n")
-    assert "has no rows yet" in refused(capsys, "run")
+    assert "has no rows (" in refused(capsys, "run")
     gradients.write_text("step,grad/norm\n1,0\n2,0\n")
     assert "grad/norm in gradients.csv is 0 (given: 2 rows)" in refused(capsys, "run")
     gradients.write_text("step,grad/norm\n1,nan\n")
@@ -487,9 +521,32 @@ def test_mistakes_are_told_in_a_line(capsys: pytest.CaptureFixture[str]):
     gradients.write_bytes(b"\xff\x00\x1b[31m\n\xfe,\n")
     assert "no column grad/norm" in refused(capsys, "run")
     gradients.unlink()
-    assert "no gradients.csv yet" in refused(capsys, "run")
+    assert "no gradients.csv (" in refused(capsys, "run")
     (RUN / "run.json").write_text("{")
     assert "is not JSON" in refused(capsys, str(RUN))
+
+
+@pytest.mark.parametrize("rows", ["none", "no file"])
+def test_nothing_recorded_is_waited_for_only_while_it_can_come(
+    rows: str, capsys: pytest.CaptureFixture[str]
+):
+    recorded(None, *MOMENTUM, "clip.record_every=1000", status="running")
+    changed(pid=os.getpid(), host=os.uname().nodename)
+    (RUN / "gradients.csv").write_text("step,grad/norm\n")
+    if rows == "no file":
+        (RUN / "gradients.csv").unlink()
+    assert "yet" in (said := refused(capsys, "run"))
+    assert "ask again after the first" in said
+    for status in ("finished", "failed"):
+        changed(status=status)
+        said = refused(capsys, "run")
+        assert "every 1000th step alone: train it with clip.record_every=1." in said
+        assert "yet" not in said
+        assert "ask again" not in said
+    config = json.loads((RUN / "run.json").read_text())["config"]
+    config["clip"]["record_every"] = 1
+    changed(config=config)
+    assert "failed). It ended before a step was recorded: mmrun show" in refused(capsys, "run")
 
 
 def test_a_sweep_is_not_a_run(capsys: pytest.CaptureFixture[str]):

@@ -244,3 +244,24 @@ def test_what_acts_beside_the_law_is_said():
         columns(), algorithm="none", settings={"scopes": {}, "floor": 0.0, "on": "gradient"}
     )
     assert plain["verdict"].startswith("no clipping")
+
+
+def test_norms_of_the_update_stand_beside_those_of_the_gradient():
+    given = columns()
+    n = given["step"].size
+    plain = clip_block(given, algorithm="norm")["scopes"]["image"]
+    given |= {"update/norm/image": np.full(n, 1.0), "update/norm/audio": np.full(n, 2.0)}
+    image = clip_block(given, algorithm="norm")["scopes"]["image"]
+    assert image["update"] == {"norm": {"p50": 1, "p90": 1, "p99": 1}, "share": pytest.approx(0.2)}
+    assert {key: value for key, value in image.items() if key != "update"} == plain
+
+
+@pytest.mark.parametrize("threshold", [1.05, 5000, 0.0125, 85.8])
+def test_a_threshold_is_told_as_it_was_given(threshold: float):
+    own = {"audio": {"_target_": "mmrun.clip.value.Value", "threshold": threshold}}
+    given = clip_block(
+        columns(), algorithm="norm", threshold=threshold, settings={"scopes": own, "floor": 0.1234}
+    )
+    assert given["verdict"].startswith(
+        f"norm {threshold} (audio: value {threshold}, floor 0.1234) clipped "
+    )
