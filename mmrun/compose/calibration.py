@@ -103,7 +103,7 @@ def calibrate(
         raise UserError(
             "clip.calibrate_from names a run",
             given=run,
-            remedy="Write its path, name or id, or last; one that looks like a number with quotes, '\"1e5\"'.",
+            remedy='Write its path, name or id, or last; in a file one that looks like a number in quotes, "1e5".',
         )
     given = f"clip.calibrate_from={run}"
     places = list(_places(clip))
