@@ -457,6 +457,25 @@ def test_each_scope_its_own():
     assert (kept["audio"]["threshold"], kept["image"]["threshold"]) == (3.0, 50.25)
 
 
+def test_a_scope_that_the_run_did_not_record_takes_the_largest_of_the_others():
+    """Not the norm of everything, which is no bound for a part; nor that of another class's part."""
+    ramp = np.arange(1.0, STEPS + 1)
+    recorded_run({"grad/norm/objective": [], "grad/norm/fusion": ramp / 8})
+    given = "clip=p90 clip.per=modality clip.calibrate_from=last"
+    made = clip(given)
+    assert {scope: node["threshold"] for scope, node in made["scopes"].items()} == {
+        "image": 90.05,
+        "audio": 45.025,
+        "fusion": 22.5125,
+    }
+    assert made["threshold"] == 90.05
+    assert set(clip(f"{given} fusion=attention")["scopes"]) == {"image", "audio"}
+    assert clip(f"{given} clip.scopes.image=norm")["threshold"] == 45.025
+    laws = "'clip.laws=[{law: norm_p50, per: modality},norm]'"
+    chained = clip(f"clip=chain_p90 {laws} clip.calibrate_from=last")
+    assert chained["laws"][0]["threshold"] == 50.25
+
+
 def test_laws_of_scopes_and_chains_alone():
     recorded_run()
     made = clip("clip.scopes.audio=norm_p90 clip.calibrate_from=last")
@@ -524,7 +543,7 @@ def spiky(base: float) -> list[float]:
         ("clip=p1", {"grad/norm": [0.0] * 50 + [1.0] * 150}, ("p1 of grad/norm", "is 0")),
         ("clip=p90", {"grad/norm": [float("nan")] * STEPS}, ("no grad/norm above 0",)),
         ("clip=p90", {"grad/norm": []}, ("recorded no gradients",)),
-        ("clip=p90 clip.on=update", {}, ("has not recorded update/norm",)),
+        ("clip=p90 clip.on=update", {}, ("has not recorded update/norm", "trained with clip.on=update")),
         ("clip.scopes.text=norm_p90", {}, ("no grad/norm/text above 0",)),
         ("clip.scopes.fusion=norm_p90", {}, ("has not recorded grad/norm/fusion",)),
         ("clip=p90 clip.per=modality", {"grad/norm/audio": spiky(1.0)}, ("grad/norm/audio", "spread")),
@@ -554,7 +573,7 @@ def test_the_name_of_a_run_is_one_text(tmp_path: Path, capsys: pytest.CaptureFix
     """With its = and commas, and a name like a number; in a sweep it is no axis; also where Hydra composes it."""
     names = ["clip=none,seed=1", "1e5", "0012", "-a [b]", "it's", "true", "größe"]
     for name in names:
-        directory = recorded_run({}, json.dumps(name))
+        directory = recorded_run({}, json.dumps(name, ensure_ascii=False))
         for run in (name, str(directory)):
             word = f"clip.calibrate_from={run}"
             assert compose.point(["clip=p90", word]).choices["clip"] == str(P90)

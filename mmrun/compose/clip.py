@@ -70,7 +70,7 @@ def finish_clip(config: dict[str, Any], dirs: tuple[str, ...], recorded: Recorde
         scope: laws.node(entry, f"clip.scopes.{scope}", own) for scope, entry in scopes.items()
     }
     if clip["calibrate_from"] is not None:
-        calibrate(clip, own, use, recorded, config["outputs"])
+        calibrate(config, own, recorded)
 
 
 @cache
