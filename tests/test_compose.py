@@ -308,6 +308,22 @@ def test_a_file_that_hydra_cannot_read_is_a_mistake(own: str):
         point("experiment=wrong", dirs=(own,))
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["trainer: {max_epochs: 1}", "clip: {on: update}", "sweep: {clip: [none, 0.5]}"],
+)
+@pytest.mark.parametrize("before", ["# A note\n# @package _global_\n", "# A note\n", ""])
+def test_an_experiment_s_package_is_its_first_line(content: str, before: str, own: str):
+    """Else Hydra puts the file's content where nothing reads it."""
+    folder = Path(own) / "experiment"
+    (folder / "late.yaml").write_text(f"{before}{content}\n")
+    with pytest.raises(UserError) as caught:
+        point("experiment=late", dirs=(own,))
+    assert "The first line of late.yaml must be # @package _global_." in str(caught.value)
+    (folder / "late.yaml").write_text(f"\n#  @package _global_\n# A note\n{content}\n")
+    point("experiment=late", dirs=(own,))
+
+
 def test_a_user_s_folder_adds_and_replaces_nothing(own: str):
     made = point("fusion=largest", dirs=(own,))
     assert made.config["fusion"] == {"_target_": "my_fusion.Largest", "factor": 2.0}

@@ -425,7 +425,8 @@ def test_a_percentile_of_a_run_becomes_its_number():
     directory = recorded_run()
     ident = json.loads((directory / "run.json").read_text())["id"]
     for run in ("last", directory, directory.name, "earlier", ident[:6]):
-        made = point(f"clip=p90 'clip.calibrate_from=\"{run}\"'")
+        made = point(f"clip=p90 'clip.calibrate_from={run}'")
+        assert made.id == point(f"clip=p90 'clip.calibrate_from=\"{run}\"'").id
         assert made.id == point(f"clip={P90}").id
         assert made.choices["clip"] == str(P90)
         assert made.config["clip"]["calibrate_from"] is None
@@ -456,6 +457,25 @@ def test_each_scope_its_own():
     assert (kept["audio"]["threshold"], kept["image"]["threshold"]) == (3.0, 50.25)
 
 
+def test_a_scope_that_the_run_did_not_record_takes_the_largest_of_the_others():
+    """Not the norm of everything, which is no bound for a part; nor that of another class's part."""
+    ramp = np.arange(1.0, STEPS + 1)
+    recorded_run({"grad/norm/objective": [], "grad/norm/fusion": ramp / 8})
+    given = "clip=p90 clip.per=modality clip.calibrate_from=last"
+    made = clip(given)
+    assert {scope: node["threshold"] for scope, node in made["scopes"].items()} == {
+        "image": 90.05,
+        "audio": 45.025,
+        "fusion": 22.5125,
+    }
+    assert made["threshold"] == 90.05
+    assert set(clip(f"{given} fusion=attention")["scopes"]) == {"image", "audio"}
+    assert clip(f"{given} clip.scopes.image=norm")["threshold"] == 45.025
+    laws = "'clip.laws=[{law: norm_p50, per: modality},norm]'"
+    chained = clip(f"clip=chain_p90 {laws} clip.calibrate_from=last")
+    assert chained["laws"][0]["threshold"] == 50.25
+
+
 def test_laws_of_scopes_and_chains_alone():
     recorded_run()
     made = clip("clip.scopes.audio=norm_p90 clip.calibrate_from=last")
@@ -483,7 +503,7 @@ def test_each_point_of_a_sweep_its_own():
     made = compose.sweep(["clip=norm", "clip.threshold=p50,1,p90", "clip.calibrate_from=last"])
     assert [each.choices["clip"] for each in made.points] == ["100.5", "1", str(P90)]
     recorded_run({"grad/norm": np.arange(2.0, 202)}, "other")
-    made = compose.sweep(["clip=p90", "clip.calibrate_from=earlier,other"])
+    made = compose.sweep(["clip=p90", "clip.calibrate_from=choice(earlier,other)"])
     assert [each.choices["clip"] for each in made.points] == ["180.1", "181.1"]
 
 
@@ -523,7 +543,7 @@ def spiky(base: float) -> list[float]:
         ("clip=p1", {"grad/norm": [0.0] * 50 + [1.0] * 150}, ("p1 of grad/norm", "is 0")),
         ("clip=p90", {"grad/norm": [float("nan")] * STEPS}, ("no grad/norm above 0",)),
         ("clip=p90", {"grad/norm": []}, ("recorded no gradients",)),
-        ("clip=p90 clip.on=update", {}, ("has not recorded update/norm",)),
+        ("clip=p90 clip.on=update", {}, ("has not recorded update/norm", "trained with clip.on=update")),
         ("clip.scopes.text=norm_p90", {}, ("no grad/norm/text above 0",)),
         ("clip.scopes.fusion=norm_p90", {}, ("has not recorded grad/norm/fusion",)),
         ("clip=p90 clip.per=modality", {"grad/norm/audio": spiky(1.0)}, ("grad/norm/audio", "spread")),
@@ -545,7 +565,37 @@ def test_no_such_run(capsys: pytest.CaptureFixture[str]):
     recorded_run()
     said = refused(capsys, "clip=p90 clip.calibrate_from=earlyer")
     assert "no such run (given: earlyer)" in said
-    assert "names a run" in refused(capsys, "clip=p90 clip.calibrate_from=true")
+    assert "no such run (given: true)" in refused(capsys, "clip=p90 clip.calibrate_from=true")
+    assert "names a run" in refused(capsys, "clip=p90 'clip={calibrate_from: true}'")
+
+
+def test_the_name_of_a_run_is_one_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With its = and commas, and a name like a number; in a sweep it is no axis; also where Hydra composes it."""
+    names = ["clip=none,seed=1", "1e5", "0012", "-a [b]", "it's", "true", "größe"]
+    for name in names:
+        directory = recorded_run({}, json.dumps(name, ensure_ascii=False))
+        for run in (name, str(directory)):
+            word = f"clip.calibrate_from={run}"
+            assert compose.point(["clip=p90", word]).choices["clip"] == str(P90)
+            (made,) = compose.sweep(["clip=p90", word]).points
+            assert made.choices["clip"] == str(P90)
+            assert compose.point(made.overrides).id == made.id
+            assert cli.main(["train", "--cfg", "job", "clip=p90", word]) == 0
+            assert yaml.safe_load(capsys.readouterr().out)["clip"]["calibrate_from"] == run
+    chosen = compose.sweep(["clip=p90", "clip.calibrate_from=choice('clip=none,seed=1','1e5')"])
+    assert list(chosen.axes["clip.calibrate_from"]) == ["clip=none,seed=1", "1e5"]
+    assert "several values" in refused(capsys, "clip=p90 'clip.calibrate_from=choice(a,b)'")
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    for given, runs_of_it in (
+        ('"clip=none,seed=1"', ["clip=none,seed=1"]),
+        ("['clip=none,seed=1', last]", ["clip=none,seed=1", "last"]),
+    ):
+        (folder / "x.yaml").write_text(
+            f"# @package _global_\nsweep: {{clip: [p90], clip.calibrate_from: {given}}}\n"
+        )
+        made = compose.sweep(["experiment=x"], [str(folder.parent)])
+        assert list(made.axes["clip.calibrate_from"]) == runs_of_it
 
 
 def test_a_spread_of_a_hundred_is_not_too_wide():

@@ -5,14 +5,14 @@ Asked before the point's id is made, so that its id is that of the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrun.errors import UserError, nearest
 from mmrun.sources import percentile
-from mmrun.spec import RESERVED_SCOPES
+from mmrun.spec import RESERVED_SCOPES, SHARED
 
 WIDEST = 100  # p99 over p50 of the norms: beyond it no percentile stands for them
 GRADIENT, UPDATE = "grad/norm", "update/norm"
@@ -23,6 +23,7 @@ class Norms(NamedTuple):
 
     run: str
     columns: Mapping[str, Any]  # {name: float64 values}
+    config: Mapping[str, Any]
 
     @property
     def scopes(self) -> list[str]:
@@ -64,7 +65,8 @@ class RecordedNorms:
                     given=f"clip.calibrate_from={run}",
                     remedy="Name a run that has trained.",
                 )
-            self._known[run, outputs] = Norms(directory.name, columns)
+            config = runs.read(directory)["config"]
+            self._known[run, outputs] = Norms(directory.name, columns, config)
         return self._known[run, outputs]
 
 
@@ -77,33 +79,27 @@ class _Place(NamedTuple):
     law: Mapping[str, Any]
 
 
-def calibrate(
-    clip: dict[str, Any],
-    own: Mapping[str, Any],
-    modalities: Sequence[str],
-    recorded: RecordedNorms,
-    outputs: str,
-) -> None:
+def calibrate(config: Mapping[str, Any], own: Mapping[str, Any], recorded: RecordedNorms) -> None:
     """Put numbers for the percentiles in a clip group, in place, and nothing for ``calibrate_from``.
 
-    Where the law clips each modality by itself, every scope that RUN recorded is given a law of its own for that.
+    Where the law clips each modality by itself, every scope that RUN recorded is given a law of its own for that, a part
+    such as the fusion only where RUN's is of the same class. Whatever else there is takes the largest of their numbers.
 
     Args:
-        clip: the group, its words resolved.
-        own: the law's knobs in it.
-        modalities: of the point, those in use.
+        config: the point's; the words of its clip group are resolved.
+        own: the law's knobs in that group.
         recorded: norms of runs.
-        outputs: the root of all runs.
 
     Raises:
         UserError: nothing to find, or a run that it cannot be found from.
     """
+    clip, modalities = config["clip"], config["dataset"]["use"]
     run = clip["calibrate_from"]
     if isinstance(run, bool) or not isinstance(run, str | int):
         raise UserError(
             "clip.calibrate_from names a run",
             given=run,
-            remedy="Write its path, name or id, or last; one that looks like a number with quotes, '\"1e5\"'.",
+            remedy='Write its path, name or id, or last; in a file one that looks like a number in quotes, "1e5".',
         )
     given = f"clip.calibrate_from={run}"
     places = list(_places(clip))
@@ -117,7 +113,7 @@ def calibrate(
         return
     for place in places:
         _check_law(place)
-    norms = recorded.of(str(run), outputs)
+    norms = recorded.of(str(run), config["outputs"])
     theirs = sorted({*norms.scopes} - {*RESERVED_SCOPES})
     if theirs != sorted(modalities):
         raise UserError(
@@ -126,14 +122,32 @@ def calibrate(
             remedy="Name a run with the same.",
         )
     measure = UPDATE if clip["on"] == "update" else GRADIENT
+    split: list[str] = []  # scopes that the point's own law is divided among
     if any(place.scope is None and place.law.get("per") == "modality" for place in places):
-        for scope in norms.scopes:
-            if scope not in clip["scopes"] and _any(norms, f"{measure}/{scope}"):
-                clip["scopes"][scope] = deepcopy(dict(own))
+        split = [
+            scope
+            for scope in norms.scopes
+            if scope not in clip["scopes"]
+            and _any(norms, f"{measure}/{scope}")
+            and _classes(config, scope) == _classes(norms.config, scope)
+        ]
+        clip["scopes"] |= {scope: deepcopy(dict(own)) for scope in split}
     for place in _places(clip):
-        column = measure if place.scope is None else f"{measure}/{place.scope}"
-        place.node["threshold"] = _number(norms, column, place.node["threshold"], given)
+        columns = [measure if place.scope is None else f"{measure}/{place.scope}"]
+        if place.scope is None and place.law.get("per") == "modality" and split:
+            columns = [f"{measure}/{scope}" for scope in split]
+        word = place.node["threshold"]
+        place.node["threshold"] = max(_number(norms, each, word, given) for each in columns)
     clip["calibrate_from"] = None
+
+
+def _classes(config: Mapping[str, Any], scope: str) -> Any:
+    """What a scope that is no modality is made of: another class may have no parameters, and so no such scope."""
+    if scope not in RESERVED_SCOPES:
+        return None
+    if scope == SHARED:  # what several parts hold
+        return {name: node["_target_"] for name, node in config["encoder"].items()}
+    return config[scope]["_target_"]
 
 
 def _places(clip: dict[str, Any]) -> Iterator[_Place]:
@@ -172,10 +186,13 @@ def _number(norms: Norms, column: str, word: str, given: str) -> float:
     import numpy as np
 
     if column not in norms.columns:
+        untold = column.startswith(UPDATE) and UPDATE not in norms.columns
         raise UserError(
             f"{norms.run} has not recorded {column}",
             given=given,
-            remedy=nearest(column, norms.columns),
+            remedy="Name a run that was trained with clip.on=update."
+            if untold
+            else nearest(column, norms.columns),
         )
     values = norms.columns[column]
     finite = values[np.isfinite(values)]

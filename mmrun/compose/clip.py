@@ -30,11 +30,14 @@ LAWS = "laws"  # the laws of a chain, the last of which takes the chain's thresh
 LAST = "The last law takes the threshold of the chain, as in clip=chain_0.5."
 
 
-def finish_clip(config: dict[str, Any], dirs: tuple[str, ...], recorded: RecordedNorms) -> None:
+def finish_clip(
+    config: dict[str, Any], option: str, dirs: tuple[str, ...], recorded: RecordedNorms
+) -> None:
     """Resolve the clip group of a resolved config in place.
 
     Args:
         config: the whole point's; its dataset and ``outputs`` are finished.
+        option: of the group, as it was chosen.
         dirs: folders of the user's own configs.
         recorded: where ``clip.calibrate_from`` reads.
 
@@ -44,6 +47,9 @@ def finish_clip(config: dict[str, Any], dirs: tuple[str, ...], recorded: Recorde
     clip = config[CLIP]
     if not isinstance(clip, dict):
         raise UserError("clip is a mapping", given=f"clip: {clip}", remedy="Write clip=OPTION.")
+    split = None if option in options(CLIP, dirs) else split_threshold(CLIP, option)
+    if split and "threshold" not in _node_of(split[0], dirs):
+        raise _no_threshold(split[0], f"{CLIP}={option}")
     scopes = clip.get(SCOPES) or {}
     if not isinstance(scopes, dict):
         raise UserError(
@@ -70,7 +76,7 @@ def finish_clip(config: dict[str, Any], dirs: tuple[str, ...], recorded: Recorde
         scope: laws.node(entry, f"clip.scopes.{scope}", own) for scope, entry in scopes.items()
     }
     if clip["calibrate_from"] is not None:
-        calibrate(clip, own, use, recorded, config["outputs"])
+        calibrate(config, own, recorded)
 
 
 @cache
@@ -185,9 +191,7 @@ class _Laws:
         node = self._option(option)
         if split:
             if "threshold" not in node:
-                raise UserError(
-                    f"{option} has no threshold", given=f"{key}={text}", remedy=f"Write {option}."
-                )
+                raise _no_threshold(option, f"{key}={text}")
             node["threshold"] = split[1]
         return node
 
@@ -231,6 +235,10 @@ class _Laws:
                 f"choose one with {key}.{LAW}=OPTION."
             )
         raise UserError(f"{key} has no key {name}", given=f"{key}.{name}", remedy=remedy)
+
+
+def _no_threshold(option: str, given: str) -> UserError:
+    return UserError(f"{option} has no threshold", given=given, remedy=f"Write {option}.")
 
 
 @naming_the_file()

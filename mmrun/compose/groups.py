@@ -28,6 +28,7 @@ from mmrun.spec import KINDS, MODALITY_NAME, RESERVED_SCOPES
 
 PREFERENCES = ("encoders", "objective")  # keys of a dataset's YAML that say what it prefers
 SWEEP_BLOCK = "sweep"  # key of an experiment's YAML that is no setting: what it sweeps
+EXPERIMENT, PACKAGE = "experiment", "# @package _global_"
 PREFERRING = tuple(f"dataset.{key}" for key in ("modalities", *PREFERENCES))
 
 
@@ -145,6 +146,14 @@ def _run_hydra(overrides: Sequence[str], name: str = "config") -> tuple[DictConf
         raise UserError(
             "this config cannot be composed", given=" ".join(overrides), remedy=sentence(error)
         ) from error
+    if composed.get(EXPERIMENT):  # Hydra reads a package in the first lines alone
+        option = str(composed.hydra.runtime.choices[EXPERIMENT])
+        file = options(EXPERIMENT, preferred.get().config_dirs)[option]
+        raise UserError(
+            "this experiment sets nothing, because its file does not begin with its package",
+            given=f"{EXPERIMENT}={option}",
+            remedy=f"The first line of {file.name} must be {PACKAGE}.",
+        )
     choices = {
         str(group): str(option)
         for group, option in composed.hydra.runtime.choices.items()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,6 +15,11 @@ from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, groups, options
 from mmrun.sources import number_groups, percentile, split_threshold
 from mmrun.spec import SWEEP_WORDS
+
+CALIBRATE_FROM = "clip.calibrate_from"  # its value names a run, and most names have a = in them
+ONE_WORD = re.compile(
+    r"""(?!(true|false|nan|inf)$)(\.{0,2}/)?[a-z_][\w./-]*|["'].*|choice\(.*\)|""", re.I | re.A
+)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -56,8 +62,12 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _quoted(text: str) -> str:
-    """The override with its value in quotes where it has letters that Hydra's grammar does not know."""
+    """The override with its value in quotes where Hydra's grammar does not know its letters, or it names a run."""
     key, equals, value = text.partition("=")
+    if equals and key.lstrip("+") == CALIBRATE_FROM:
+        run = value.strip()
+        plain = ONE_WORD.fullmatch(run) is not None
+        return text if plain else f"{key}={QuotedString(run, Quote.single).with_quotes()}"
     plain = value.isascii() or not value.isprintable() or any(each in value for each in "\"'\\$")
     return text if plain else f'{key}{equals}"{value}"'
 

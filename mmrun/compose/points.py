@@ -81,7 +81,7 @@ class Template:
         _finish_dataset(resolved, choices)
         resolved["outputs"] = _text(resolved, "outputs")
         if "clip" in choices:
-            finish_clip(resolved, self.dirs, self.recorded)
+            finish_clip(resolved, choices["clip"], self.dirs, self.recorded)
             choices["clip"] = canonical_choice("clip", choices["clip"], resolved["clip"], self.dirs)
         for key in ("seed", "data_seed"):
             whole(resolved, key, 0)

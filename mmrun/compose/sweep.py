@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast, get_args
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmrun.compose.calibration import RecordedNorms
 from mmrun.compose.groups import SWEEP_BLOCK, experiment_files, preferring
-from mmrun.compose.overrides import hydra_word, parse, split, typed
+from mmrun.compose.overrides import CALIBRATE_FROM, hydra_word, parse, split, typed
 from mmrun.compose.points import Template, lone_name
 from mmrun.errors import UserError, nearest
 from mmrun.options import ENCODER, checked_dirs, groups, options
@@ -233,6 +234,8 @@ def _of_block(key: str, value: Any) -> Override:
     if not values:
         raise UserError("an axis needs a value", given=f"sweep: {key}: []")
     text = ",".join(each if isinstance(each, str) else hydra_word(each) for each in values)
+    if key == CALIBRATE_FROM and isinstance(value, list):  # a comma alone belongs to a name
+        text = f"choice({text})"
     return parse([f"{key}={text}"])[0]
 
 
@@ -277,6 +280,8 @@ def _elements(override: Override, dirs: tuple[str, ...]) -> list[Override]:
             ) from error
     if not texts:
         raise UserError("an axis needs a value", given=typed(override))
+    if override.key_or_group == CALIBRATE_FROM:  # read as it stands, without Hydra's backslashes
+        texts = [re.sub(r"\\(.)", r"\1", text) for text in texts]
     return [_as_typed(each) for each in _parse_each(f"{key}={text}" for text in texts)]
 
 

@@ -107,6 +107,11 @@ def opened(
                 f"{key} cannot be taken away", given=text, remedy=f"Give it a value: {key}=VALUE."
             )
         return text
+    if isinstance(override.value(), list) and isinstance(value_at(config, key), DictConfig):
+        one = "audio=value_0.1" if key == f"clip.{SCOPES}" else "NAME=VALUE"
+        raise UserError(
+            f"{key} is a mapping, not a list", given=text, remedy=f"Write e.g. {key}.{one}."
+        )
     if override.is_add() or override.is_force_add():
         _lookup(path[:1], config, text, dirs)
         return text
