@@ -460,7 +460,7 @@ def test_each_scope_its_own():
 def test_a_scope_that_the_run_did_not_record_takes_the_largest_of_the_others():
     """Not the norm of everything, which is no bound for a part; nor that of another class's part."""
     ramp = np.arange(1.0, STEPS + 1)
-    recorded_run({"grad/norm/objective": [], "grad/norm/fusion": ramp / 8})
+    directory = recorded_run({"grad/norm/objective": [], "grad/norm/fusion": ramp / 8})
     given = "clip=p90 clip.per=modality clip.calibrate_from=last"
     made = clip(given)
     assert {scope: node["threshold"] for scope, node in made["scopes"].items()} == {
@@ -474,6 +474,8 @@ def test_a_scope_that_the_run_did_not_record_takes_the_largest_of_the_others():
     laws = "'clip.laws=[{law: norm_p50, per: modality},norm]'"
     chained = clip(f"clip=chain_p90 {laws} clip.calibrate_from=last")
     assert chained["laws"][0]["threshold"] == 50.25
+    (directory / "run.json").write_text("{")
+    assert set(clip(given.replace("last", str(directory)))["scopes"]) == {"image", "audio"}
 
 
 def test_laws_of_scopes_and_chains_alone():

@@ -146,8 +146,8 @@ def _classes(config: Mapping[str, Any], scope: str) -> Any:
     if scope not in RESERVED_SCOPES:
         return None
     if scope == SHARED:  # what several parts hold
-        return {name: node["_target_"] for name, node in config["encoder"].items()}
-    return config[scope]["_target_"]
+        return {name: node.get("_target_") for name, node in config.get("encoder", {}).items()}
+    return config.get(scope, {}).get("_target_")  # of a record that cannot be read there is nothing
 
 
 def _places(clip: dict[str, Any]) -> Iterator[_Place]:
