@@ -85,6 +85,8 @@ def _check_state(checkpoint: dict[str, Any], built: Built, paths: Paths) -> None
         built.module.pipeline.load_state_dict(checkpoint["clip"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(paths, described(error)[:300]) from error
+    except UserError as error:  # of the clip's state
+        raise _damaged(paths, f"{error}") from error
     if checkpoint["callbacks"]["Checkpoints"]["best_step"] is None:
         return
     if not paths.best.exists():

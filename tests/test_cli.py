@@ -15,7 +15,9 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -92,22 +94,26 @@ def test_what_is_not_imported(words: list[str], absent: tuple[str, ...]):
     assert run_python("-c", code).stdout.splitlines()[-1] == "loaded []"
 
 
+YARD = 0.17  # s that importing Hydra takes where these limits were set
+
+
 @pytest.mark.parametrize(
     ("words", "seconds"),
     [(["--help"], 0.15), (["train", "--cfg", "job"], 0.4), (["suggest", A_RUN], 0.4)],
 )
 def test_cpu_time(words: list[str], seconds: float):
-    """User and system time of the best of some tries: another process on the same core costs the others."""
+    """User and system time beside that of importing Hydra, in turn: a busy or slow machine slows both."""
 
-    def spent() -> float:
+    def spent(run: Callable[[], Any]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert mmrun(*words).returncode == 0
+        assert run().returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     tries: list[float] = []
     while len(tries) < 8 and min(tries, default=1.0) > seconds:
-        tries.append(spent())
+        yard = spent(lambda: run_python("-c", "import hydra.main, hydra.compose"))
+        tries.append(spent(lambda: mmrun(*words)) / max(1.0, yard / YARD))
     assert min(tries) <= seconds
 
 
