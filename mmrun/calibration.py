@@ -170,12 +170,13 @@ def calibrate_clip(
     lines: list[str] = []
     for scope, found in clipper.calibrate(seen).items():
         key = f"clip.scopes.{scope}.threshold" if scope else "clip.threshold"
-        word = getattr(clipper.laws[scope], "percentile", 0.0)
+        percentile = clipper.laws[scope].percentile
+        assert percentile is not None
         parts = [f"{name} {value:.4g}".strip() for name, value in found.items()]
         if len(parts) > MOST_UNITS:
             low, high = min(found.values()), max(found.values())
             parts = [f"{low:.4g} to {high:.4g} for {len(found)} units"]
-        lines.append(f"{key}: p{word:g} of {len(seen)} steps is {', '.join(parts)}")
+        lines.append(f"{key}: p{percentile:g} of {len(seen)} steps is {', '.join(parts)}")
     return lines
 
 

@@ -272,7 +272,7 @@ def _of_kind(kind: str, current: str, done: list[str], outputs: Path) -> Iterabl
     if kind.islower():  # a word that stands for itself, as in --select val
         return [kind]
     if kind == "FORMAT":
-        from mmrun.compare.table import FORMATS
+        from mmrun.compare.formats import FORMATS
 
         return FORMATS
     if kind == "GROUP":

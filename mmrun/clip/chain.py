@@ -111,7 +111,7 @@ def _check_member(law: Law) -> None:
             f"clip={law.algorithm} cannot be part of a chain",
             remedy="Name its laws, or leave it out.",
         )
-    if getattr(law, "percentile", None) is not None:
+    if law.percentile is not None:
         raise UserError(
             "a law in a chain takes its threshold as a number: a percentile is one of gradients that no law has changed",
             given=f"p{law.percentile:g} of {law.algorithm}",  # pyright: ignore[reportAttributeAccessIssue]

@@ -118,7 +118,7 @@ class Clipper:
     @property
     def threshold(self) -> float | str:
         """The law's number, as it was configured."""
-        percentile = getattr(self.law, "percentile", None)
+        percentile = self.law.percentile
         return f"p{percentile:g}" if percentile else self.law.threshold
 
     @property

@@ -19,7 +19,7 @@ def check(laws: Mapping[str, Law], *, floor: float, on_update: bool) -> None:
     """
     for law in laws.values():
         check_law(law, "a Clipper is made", "E.g. Clipper(Norm(1.0), scopes={'text': Value(0.1)}).")
-    every = [each for law in laws.values() for each in (law, *getattr(law, "laws", ()))]
+    every = [each for law in laws.values() for each in (law, *law.laws)]
     for law in every:
         if sum(each is law for each in every) > 1:
             raise UserError(
@@ -28,14 +28,14 @@ def check(laws: Mapping[str, Law], *, floor: float, on_update: bool) -> None:
                 remedy="Make one for each scope.",
             )
     for law in laws.values():
-        last = (law, *getattr(law, "laws", ()))[-1]  # of a chain, the one that has its threshold
+        last = (law, *law.laws)[-1]  # of a chain, the one that has its threshold
         if isinstance(last, Bounded) and last.threshold < floor:
             raise UserError(
                 "clip.floor is above the threshold, and would undo what is clipped",
                 given=f"floor={floor:g}, {law!r}",
                 remedy="Give a floor below it.",
             )
-    if on_update and any(getattr(each, "percentile", None) for each in laws.values()):
+    if on_update and any(each.percentile for each in laws.values()):
         raise UserError(
             "there is no update before training that a percentile could be taken of",
             given="clip.on=update with a threshold such as p90",

@@ -53,6 +53,10 @@ class Law(ABC):
         str
     ]  # the name for logs: that of the option; by itself the class's in lower case
     per: Per = "global"  # what has a state of its own, and is measured as one
+    percentile: float | None = (
+        None  # of norms, that the threshold will be; None where it is a number
+    )
+    laws: tuple[Law, ...] = ()  # that it is made of
     p: float = 2.0  # the norm that it is measured by
 
     def __init__(self, threshold: float) -> None:
@@ -67,7 +71,7 @@ class Law(ABC):
         self._waiting: Mapping[str, Any] | None = None  # a state, until there are parameters
 
     def __repr__(self) -> str:
-        percentile = getattr(self, "percentile", None)
+        percentile = self.percentile
         threshold = f"p{percentile:g}" if percentile else self.threshold
         return written(self, threshold=threshold)
 

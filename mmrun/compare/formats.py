@@ -15,9 +15,10 @@ from typing import Any, cast
 from mmrun.compare.collect import Absent, said
 from mmrun.compare.groups import Group
 from mmrun.compare.laws import holds_law
-from mmrun.errors import printable, shortened
+from mmrun.errors import UserError, nearest, printable, shortened
 from mmrun.runs.record import STATUSES
 
+FORMATS = ("table", "md", "csv", "json", "latex")
 STABILITIES = ("ok", "spiked", "collapsed", "diverged")
 _GAP = "  "
 LONGEST_CELL = 60  # columns of one setting; csv, json, md and latex hold it whole
@@ -40,6 +41,12 @@ _LATEX = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
 }
+
+
+def check(format: str) -> None:
+    """Raise UserError unless there is such a format."""
+    if format not in FORMATS:
+        raise UserError("there is no such format", given=format, remedy=nearest(format, FORMATS))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any, cast
 from mmrun.compare import formats
 from mmrun.compare.advice import heading, notes, percent
 from mmrun.compare.candidates import QUANTILES, Candidate, Measured, Scope, measure
-from mmrun.compare.table import FORMATS
 from mmrun.compare.trials import Suggestion, commands, diverged, number
-from mmrun.errors import UserError, nearest, printable
+from mmrun.errors import UserError, printable
 from mmrun.exits import program
 from mmrun.runs.layout import Paths
 from mmrun.runs.reader import read
@@ -71,8 +70,7 @@ def text(
     Raises:
         UserError: there is no such format.
     """
-    if format not in FORMATS:
-        raise UserError("there is no such format", given=format, remedy=nearest(format, FORMATS))
+    formats.check(format)
     if format == "csv":
         return _csv(suggestion.measured)
     lines = list(commands(suggestion))

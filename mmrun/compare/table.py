@@ -22,7 +22,6 @@ from mmrun.compare.where import where
 from mmrun.errors import UserError, nearest, printable
 from mmrun.exits import program
 
-FORMATS = ("table", "md", "csv", "json", "latex")
 SELECTIONS = ("val",)
 _PLUS_MINUS = " ± "
 
@@ -119,8 +118,7 @@ def text(
     Raises:
         UserError: there is no such format.
     """
-    if format not in FORMATS:
-        raise UserError("there is no such format", given=format, remedy=nearest(format, FORMATS))
+    formats.check(format)
     if format == "csv":
         return formats.csv(comparison.keys, comparison.metric.shown, comparison.groups)
     if format == "json":

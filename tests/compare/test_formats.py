@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmrun.compare import formats
-from mmrun.compare.formats import Column
-from mmrun.compare.table import FORMATS, compare, text
+from mmrun.compare.formats import FORMATS, Column
+from mmrun.compare.table import compare, text
 from mmrun.runs.record import STATUSES
 from tests.compare.fakes import fake
 
