@@ -103,4 +103,5 @@ def _of_range(spanned: RangeSweep) -> Interval:
     values = sorted(spanned.range())
     step = abs(float(spanned.step))
     whole = all(isinstance(value, int) for value in values)
-    return Interval(low=values[0], high=values[-1], whole=whole, step=step)
+    low, high = (float(f"{end:.12g}") for end in (values[0], values[-1]))
+    return Interval(low=low, high=high, whole=whole, step=step)
