@@ -56,6 +56,7 @@ mmrun train [-m] [GROUP=OPTION ...] [KEY=VALUE ...] [--config-dir DIR] [--dry-ru
   mmrun train dataset.use=[image,text] trainer.max_epochs=5 seed=1
 
   mmrun train -m clip=none,0.5,value_0.1 fusion=concat,attention seeds=3
+  mmrun train sweeper=optuna sweeper.trials=30 'clip.threshold=tag(log,interval(0.01,10))' clip=norm,value
   mmrun train experiment=first_look                a question with its sweep (mmrun list experiment)
 
   -m                 a sweep: every combination of the values; also seeds=N and experiments imply it.

@@ -96,8 +96,24 @@ def test_points_are_those_of_a_grid():
         *SMALL,
         *("clip=0.1234", "fusion=attention", "optimizer.lr=1", "seed=4"),
     )
+    for fusion, lr, clip in [("concat", "1", 0.5), ("attention", "0.1", 0.5), ("concat", "0.1", 3)]:
+        made = found.points_of({"clip": clip, "fusion": fusion, "optimizer.lr": lr})
+        words = (f"clip={clip}", f"fusion={fusion}", f"optimizer.lr={lr}", "seeds=2", "seed=3")
+        grid = compose.sweep(("dataset=synthetic", *words))
+        assert [point.id for point in made] == [point.id for point in grid.points]
     again = found.points_of({"clip": 0.1234, "fusion": "attention", "optimizer.lr": "1"}, (9,))
     assert [point.config["seed"] for point in again] == [9]
+
+
+def test_points_after_the_first_of_a_combination_are_those_of_a_grid_too():
+    words = ("clip=norm,value", "clip.threshold=tag(log,interval(0.01,10))", "seeds=2")
+    found = space(*words, "schedule.final=0.1")
+    for law in ("norm", "value", "norm"):
+        for threshold in (0.01, 0.5, 10.0):
+            made = found.points_of({"clip": law, "clip.threshold": threshold})
+            typed = (f"clip={law}", f"clip.threshold={threshold}", "seeds=2", "schedule.final=0.1")
+            grid = compose.sweep(("dataset=synthetic", *typed))
+            assert [p.config | {"sweeper": {}} for p in made] == [p.config for p in grid.points]
 
 
 def test_seeds_given_one_by_one_are_seeds_and_no_dimension():
@@ -105,7 +121,7 @@ def test_seeds_given_one_by_one_are_seeds_and_no_dimension():
     assert list(found.dimensions) == ["fusion"]
     assert found.seeds == (1, 5)
     alone = space("fusion=sum,concat", "seed=7").points_of({"fusion": "sum"})
-    assert [(point.config["seed"], point.name) for point in alone] == [(7, "fusion=sum")]
+    assert [(point.config["seed"], point.name) for point in alone] == [(7, "fusion=sum,seed=7")]
 
 
 def test_the_name_is_none_of_a_grid_and_the_base_forgets_what_is_spanned():
@@ -150,7 +166,7 @@ def test_mistakes_are_found_before_anything_exists(words: list[str], expected: s
 def test_every_choice_is_composed_where_combinations_are_many(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmrun.compose.space.MOST_EXAMPLES", 3)
     few = space("fusion=concat,attention", "clip=none,0.5", "clip.floor=0.1,0.2")
-    assert [point.name.split(",") for point in few.points] == [
+    assert [point.name.split(",")[:3] for point in few.points] == [
         ["fusion=concat", "clip=none", "clip.floor=0.1"],
         ["fusion=attention", "clip=none", "clip.floor=0.1"],
         ["fusion=concat", "clip=0.5", "clip.floor=0.1"],

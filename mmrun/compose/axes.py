@@ -131,12 +131,18 @@ def first_point(axes: Axes) -> Point:
     return points_of(axes, {key: values[:1] for key, values in axes.values.items()})[0]
 
 
-def points_of(axes: Axes, values: Mapping[str, Sequence[Override]]) -> list[Point]:
+Templates = dict[tuple[tuple[str, ...], ...], Template]
+
+
+def points_of(
+    axes: Axes, values: Mapping[str, Sequence[Override]], kept: Templates | None = None
+) -> list[Point]:
     """The points of all combinations in order; of those that differ in values only, one is composed.
 
     Args:
         axes: what is fixed, and where the axes are applied.
         values: {key of every axis: overrides of one value each}, the slowest first.
+        kept: what was composed for earlier points; grows. None to keep nothing: few configs at a time.
     """
     fixed = [slot for slot in axes.slots if isinstance(slot, Override)]
     halves = {id(o): split([o], axes.dirs) for o in [*fixed, *itertools.chain(*values.values())]}
@@ -146,13 +152,18 @@ def points_of(axes: Axes, values: Mapping[str, Sequence[Override]]) -> list[Poin
     ]
     lines = [[s if isinstance(s, Override) else row[s] for s in axes.slots] for row in rows]
     settings = [list(itertools.chain(*(halves[id(o)][1] for o in line))) for line in lines]
-    templates: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    alike: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for number, line in enumerate(lines):
         chosen = tuple(itertools.chain(*(halves[id(o)][0] for o in line)))
-        templates.setdefault((chosen, tuple(preferring(settings[number]))), []).append(number)
+        keys = tuple(o.key_or_group for o in settings[number])
+        alike.setdefault((chosen, tuple(preferring(settings[number])), keys), []).append(number)
     made: dict[int, Point] = {}
-    for (chosen, _), numbers in templates.items():  # one after another: few configs at a time
-        template = Template(chosen, settings[numbers[0]], axes.dirs, axes.recorded)
+    for kind, numbers in alike.items():  # one after another: few configs at a time
+        template = None if kept is None else kept.get(kind)
+        if template is None:
+            template = Template(kind[0], settings[numbers[0]], axes.dirs, axes.recorded)
+        if kept is not None:
+            kept[kind] = template
         for number in numbers:
             words = tuple(typed(override) for override in lines[number])
             name = ",".join(f"{key}={shown(value)}" for key, value in rows[number].items())

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mmrun.compose.axes import SEED, Axes, points_of
+from mmrun.compose.axes import SEED, Axes, Templates, points_of
 from mmrun.compose.base import base_of
 from mmrun.compose.elements import parse_each, shown
 from mmrun.compose.interval import Interval
 from mmrun.compose.overrides import typed
+from mmrun.compose.points import Template
 from mmrun.errors import UserError
 from mmrun.options import groups
 from mmrun.spec import SWEEPER, Point, Sweep
 
+MOST_KEPT = 64
 MOST_EXAMPLES = 32  # combinations of choices that are all composed before anything exists
 
 
@@ -40,10 +42,11 @@ class Space(Sweep):
 
     Args:
         dimensions: {key: what it spans}.
-        seeds: of every trial; () where it has one point, with the config's own.
+        seeds: of every trial, one point each.
         base: hash of what all trials share: the config without the dimensions.
         sweeper: the config of who chooses.
         made: the command line that points are made of.
+        kept: what was composed for earlier points.
     """
 
     dimensions: Mapping[str, Dimension]
@@ -51,6 +54,7 @@ class Space(Sweep):
     base: str
     sweeper: Mapping[str, Any]
     made: Axes
+    kept: Templates = field(default_factory=dict[tuple[tuple[str, ...], ...], Template])
 
     def points_of(
         self, values: Mapping[str, Value], seeds: Sequence[int] | None = None
@@ -65,9 +69,12 @@ class Space(Sweep):
             key: [_element(self.made, key, words[key])] for key in self.made.values if key != SEED
         }
         seeds = self.seeds if seeds is None else seeds
-        if seeds:
-            chosen[SEED] = parse_each(f"{SEED}={seed}" for seed in seeds)
-        return tuple(points_of(self.made, chosen))
+        chosen[SEED] = parse_each(f"{SEED}={seed}" for seed in seeds)
+        if (
+            len(self.kept) > MOST_KEPT
+        ):  # say, a threshold in the name of an option: each is another combination
+            self.kept.clear()
+        return tuple(points_of(self.made, chosen, self.kept))
 
     def text(self, key: str, value: Value) -> str:
         """A value of a dimension as one would type it."""
@@ -105,12 +112,15 @@ def space(axes: Axes, first: Point) -> Space:
             remedy="Span something, e.g. clip.threshold=tag(log,interval(0.01,10)) or fusion=concat,attention.",
         )
     people, digest = base_of(axes, first)
-    seeds = tuple(int(shown(each)) for each in axes.values.get(SEED, ()))
+    axes = _with_seed(axes, first)
+    seeds = tuple(int(shown(each)) for each in axes.values[SEED])
     made = Space(
         name=axes.name or f"{people}_{first.choices[SWEEPER]}_{digest}",
         points=(first,),
-        axes={key: _typed_dimension(each) for key, each in dimensions.items()}
-        | ({SEED: tuple(map(str, seeds))} if seeds else {}),
+        axes={
+            **{key: _typed_dimension(each) for key, each in dimensions.items()},
+            SEED: tuple(map(str, seeds)),
+        },
         overrides=axes.words,
         config_dirs=axes.dirs,
         dimensions=dimensions,
@@ -119,10 +129,18 @@ def space(axes: Axes, first: Point) -> Space:
         sweeper=config[SWEEPER],
         made=axes,
     )
-    one = seeds[:1] or None
-    examples = [made.points_of(values, one)[0] for values in _examples(dimensions, axes)]
+    examples = [made.points_of(values, seeds[:1])[0] for values in _examples(dimensions, axes)]
     axes.recorded.check_used()
     return replace(made, points=tuple({point.id: point for point in examples}.values()))
+
+
+def _with_seed(axes: Axes, first: Point) -> Axes:
+    """With the seed as an axis, if of one value: a study may get others later, and its trials name theirs."""
+    if SEED in axes.values:
+        return axes
+    slots = (slot for slot in axes.slots if isinstance(slot, str) or slot.key_or_group != SEED)
+    alone = parse_each([f"{SEED}={first.config[SEED]}"])
+    return replace(axes, slots=(*slots, SEED), values={**axes.values, SEED: alone})
 
 
 def _dimension(axes: Axes, key: str) -> Dimension:

@@ -189,7 +189,7 @@ def _search(
             say(line)
         outcome = _run(directory, ledger, study.under_way, executor, trust, say, study)
         outcome.refused.update(study.refused)
-        outcome.records = {run: slim(read(run)) for run in study.folders()}
+        outcome.records = {run: slim(read(run)) for run in study.folders().values()}
         for line in study.closing():
             say(line)
         return outcome

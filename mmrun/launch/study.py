@@ -10,31 +10,30 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmrun.compose.space import Space, Value
-from mmrun.errors import UserError, nearest, printable
+from mmrun.errors import UserError
+from mmrun.launch import study_report
+from mmrun.launch.curves import VAL, Curve, value_of, without_value
 from mmrun.launch.plan import Planned, plan, present
 from mmrun.launch.running import slim
 from mmrun.launch.source import Source
 from mmrun.runs.better import higher
 from mmrun.runs.layout import STUDY, Paths
 from mmrun.runs.reader import read
-from mmrun.runs.study import AGAIN, POINTS, REASON, SEEDS
-from mmrun.runs.table import read_columns, read_series
+from mmrun.runs.study import AGAIN, POINTS, REASON, SEEDS, read_study
 from mmrun.runs.writer import freeze
 from mmrun.spec import SWEEPER, Point
 
 if TYPE_CHECKING:
     from mmrun.launch.trials import Trials
 
-VAL = "val/"
 HOPELESS = 10  # trials that fail, and none that does not: then no other is begun
 OPEN = ("queued", "running", "cancelled")  # what says nothing of a trial
-STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
 TRY_AGAIN = ("failed", "killed")  # first words of reasons that another attempt may not meet
 
 
@@ -148,7 +147,7 @@ class Study(Source):
         self._given: set[str] = set()  # ids of points that were given and have not ended
         self._count = 0  # of points given
         self._over: dict[str, Mapping[str, Any]] = {}  # {id: record} of points that ended just now
-        self._curves: dict[str, _Curve] = {}
+        self._curves: dict[str, Curve] = {}
         self._failed: list[str] = []  # reasons of the trials of this command that failed
         self._good = 0  # trials of this command that did not
         self._found = present(directory)
@@ -173,7 +172,7 @@ class Study(Source):
         """Points given and to be given, as far as it can be said: trials that end early have fewer."""
         to_come = max(self.wanted - self._counted, 0) + len(self._retries)
         waiting = sum(len(each.waiting) for each in self.live.values())
-        return self._count + waiting + to_come * max(len(self.space.seeds), 1)
+        return self._count + waiting + to_come * len(self.space.seeds)
 
     @property
     def exhausted(self) -> bool:
@@ -326,7 +325,7 @@ class Study(Source):
         if record["status"] == "pruned":
             trial.pruned = True
         else:
-            reason = self._without_value(record)
+            reason = without_value(record, self.metric, maximize=self.maximize)
             if reason:
                 self._fail(trial, reason)
                 return
@@ -336,7 +335,10 @@ class Study(Source):
             if not done:
                 break
         if done and all(each["status"] != "pruned" for each in trial.records.values()):
-            values = [self._value(each) for each in trial.records.values()]
+            values = [
+                value_of(each, self.metric, maximize=self.maximize)
+                for each in trial.records.values()
+            ]
             self.trials.complete(trial.number, sum(values) / len(values))
             self._leave(trial)
         elif trial.pruned:
@@ -383,123 +385,31 @@ class Study(Source):
 
     def _curve(self, planned: Planned) -> Sequence[float]:
         path = Paths(planned.directory).metrics
-        curve = self._curves.setdefault(planned.point.id, _Curve(path, self.metric))
+        curve = self._curves.setdefault(planned.point.id, Curve(path, self.metric))
         return curve.values()
-
-    def _without_value(self, record: Mapping[str, Any]) -> str:
-        """Why a point that has ended gives its trial no value; empty where it does.
-
-        Raises:
-            UserError: points have no such metric.
-        """
-        status = str(record["status"])
-        if status != "finished":
-            why = record["error"] or record["stopped_by"] or "no word"
-            return f"{status}: {str(why).splitlines()[0]}"
-        if self.metric not in record["metrics"]:
-            raise _no_metric(self.metric, record["metrics"])
-        value = self._value(record)
-        return "" if math.isfinite(value) else f"not finite: {self.metric} is {value}"
-
-    def _value(self, record: Mapping[str, Any]) -> float:
-        value = record["metrics"][self.metric].get("max" if self.maximize else "min")
-        return float(value) if isinstance(value, int | float) else math.nan
 
     # What a person is told
 
     def opening(self) -> list[str]:
         """What there is to do, and what of it is done."""
-        counts = self._counts()
-        words = [f"{n} {state}" for state, n in counts.items()]
-        to_come = max(self.wanted - self._counted, 0)
-        words += [f"{len(self._retries)} to try again"] if self._retries else []
-        words += [f"{to_come} to come"] if to_come else []
-        seeds = len(self.space.seeds)
-        each = f", {seeds} points each" if seeds > 1 else ""
-        way = "large" if self.maximize else "small"
-        return [
-            printable(f"{'trials':8} {', '.join(words)}{each}"),
-            printable(f"{'':8} chosen by {self.rules.sampler} for a {way} {self.metric}"),
-        ]
+        return study_report.opening(
+            read_study(self.directory),
+            again=len(self._retries),
+            to_come=max(self.wanted - self._counted, 0),
+            seeds=len(self.space.seeds),
+            sampler=self.rules.sampler,
+        )
 
     def closing(self) -> list[str]:
         """How many trials came to what, and the best."""
-        words = ", ".join(f"{n} {state}" for state, n in self._counts().items())
-        lines = [f"{'trials':8} {words or 'none'}"]
-        best = self.best()
-        if best is not None:
-            values = " ".join(f"{key}={self.space.text(key, v)}" for key, v in best.params.items())
-            lines.append(
-                f"{'best':8} trial {best.number}: {self.metric} {best.value:.4g}  {values}"
-            )
-            folders = [self._folder(id) for id in best.user_attrs[POINTS]]
-            lines += [f"{'':8} {folder.name}" for folder in folders if folder is not None]
-        for reason in dict.fromkeys(self._failed[-3:]):
-            lines.append(f"{'failed':8} {reason}")
-        if self.stopped and self._failed:
-            lines.append(f"{'stopped':8} {self.stopped}")
-        return [printable(line) for line in lines]
+        study = read_study(self.directory)
+        return study_report.closing(study, self.folders(), self._failed, self.stopped)
 
-    def best(self) -> Any:
-        """The complete trial with the best value, the first of equals; None without one."""
-        sign = -1 if self.maximize else 1
-        done = [(each.value, each) for each in self.trials.all() if each.state.name == "COMPLETE"]
-        valued = [(sign * value, each.number, each) for value, each in done if value is not None]
-        return min(valued, key=lambda each: each[:2])[2] if valued else None
-
-    def folders(self) -> list[Path]:
-        """Of the points of all trials, those that are there."""
+    def folders(self) -> dict[str, Path]:
+        """{id: folder} of the points of all trials that are there."""
         ids = (id for trial in self.trials.all() for id in trial.user_attrs.get(POINTS, ()))
-        found = (self._folder(id) for id in dict.fromkeys(ids))
-        return [folder for folder in found if folder is not None]
-
-    def _folder(self, id: str) -> Path | None:
-        planned = self.planned.get(id)
-        if planned is not None:
-            return planned.directory if planned.directory.is_dir() else None
-        copies = self._found.get(id)
-        return copies[0][0] if copies else None
-
-    def _counts(self) -> dict[str, int]:
-        """{state: trials in it}; one that was tried again is not counted."""
-        known = self.trials.all()
-        replaced = {each.user_attrs.get(AGAIN) for each in known}
-        states = [each.state.name for each in known if each.number not in replaced]
-        return {word: states.count(name) for name, word in STATES.items() if name in states}
-
-
-class _Curve:
-    """The validations of a point so far, read again where the file has changed."""
-
-    def __init__(self, path: Path, metric: str) -> None:
-        self.path = path
-        self.metric = metric
-        self._seen: tuple[int, int] | None = None
-        self._values: list[float] = []
-
-    def values(self) -> list[float]:
-        """Its values of the metric, one per validation.
-
-        Raises:
-            UserError: the point has no such metric.
-        """
-        try:
-            found = self.path.stat()
-        except OSError:
-            return []
-        if (found.st_mtime_ns, found.st_size) != self._seen:
-            self._seen = (found.st_mtime_ns, found.st_size)
-            columns = read_columns(self.path)
-            if columns and self.metric not in columns:
-                raise _no_metric(self.metric, columns)
-            self._values = read_series(self.path, self.metric)[1].tolist()
-        return self._values
-
-
-def _no_metric(metric: str, names: Iterable[str]) -> UserError:
-    known = [name for name in names if name.startswith(VAL)]
-    return UserError(
-        "the points have no such metric",
-        given=f"{SWEEPER}.metric={metric}",
-        remedy=nearest(metric, known),
-    )
+        found = {id: copies[0][0] for id in ids if (copies := self._found.get(id))}
+        for id, planned in self.planned.items():
+            if planned.directory.is_dir():
+                found[id] = planned.directory
+        return found
