@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmrun.compose.space import Space
 from mmrun.errors import UserError, printable
 from mmrun.launch import report
 from mmrun.launch.plan import TO_DO, plan
@@ -19,7 +20,10 @@ def lines(sweep: Sweep) -> Iterator[str]:
     """The text, line by line. Datasets are built to count the steps; that is what takes the time."""
     first = sweep.points[0]
     directory = Path(first.config["outputs"]).absolute() / sweep.name
-    planned = plan(directory, sweep.points, sweep.rerun) if sweep.name else []
+    searched = isinstance(sweep, Space)
+    planned = plan(directory, sweep.points, sweep.rerun) if sweep.name and not searched else []
+    if searched:
+        yield from _searched(sweep)
     if planned:
         yield from report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle)
     common = {
@@ -43,7 +47,18 @@ def lines(sweep: Sweep) -> Iterator[str]:
         reason = "" if isinstance(count, int) else f"  ({count})"
         yield printable(f"{action} {shown}  {point.name}{reason}")
     but = "" if not unknown else f", but for {unknown} of {len(sweep.points)} that cannot be built"
+    if searched:
+        yield "\nthese points are examples; no model was built, and nothing was made"
+        return
     yield f"\n{total} steps to train at most{but}; no model was built, and nothing was made"
+
+
+def _searched(space: Space) -> Iterator[str]:
+    """What there is to choose from."""
+    trials, seeds = space.sweeper.get("trials"), len(space.seeds)
+    yield printable(f"{'trials':8} {trials}, {seeds} point{'s' if seeds > 1 else ''} each")
+    for key, values in space.axes.items():
+        yield printable(f"{'':8} {key}={','.join(values)}")
 
 
 class _Steps:

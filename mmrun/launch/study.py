@@ -19,7 +19,7 @@ from mmrun.compose.space import Space, Value
 from mmrun.errors import UserError
 from mmrun.launch import study_report
 from mmrun.launch.curves import VAL, Curve, value_of, without_value
-from mmrun.launch.plan import Planned, plan, present
+from mmrun.launch.plan import TO_DO, Planned, plan, present
 from mmrun.launch.running import slim
 from mmrun.launch.source import Source
 from mmrun.runs.better import higher
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mmrun.launch.trials import Trials
 
 HOPELESS = 10  # trials that fail, and none that does not: then no other is begun
+LEFT = (*TO_DO, "wait")  # what is to happen to a point that has no result
 OPEN = ("queued", "running", "cancelled")  # what says nothing of a trial
 TRY_AGAIN = ("failed", "killed")  # first words of reasons that another attempt may not meet
 
@@ -288,14 +289,14 @@ class Study(Source):
         trial = Trial(
             number=number,
             planned={each.point.id: each for each in planned},
-            waiting=deque(each for each in planned if each.action != "skip"),
+            waiting=deque(each for each in planned if each.action in LEFT),
             reported=reported,
         )
         self.live[number] = trial
         self.planned |= trial.planned
         self.register(planned)
         for id, each in trial.planned.items():
-            record = self._over.get(id) or (each.record if each.action == "skip" else None)
+            record = self._over.get(id) or (None if each.action in LEFT else each.record)
             if record is not None and number in self.live:
                 self._hear(trial, id, record)
 

@@ -58,7 +58,7 @@ def closing(
 
 
 def _counts(study: Study) -> list[str]:
-    """ "3 complete" and so on; a trial that was tried again is not counted."""
+    """How many are in each state; a trial that was tried again is not counted."""
     replaced = {each.again for each in study.trials}
     states = [each.state for each in study.trials if each.number not in replaced]
     return [f"{states.count(state)} {WORDS.get(state, state)}" for state in dict.fromkeys(states)]
