@@ -30,9 +30,7 @@ class Best:
     higher: bool
 
     def beats(self, other: Best) -> bool:
-        """Whether this one is strictly better, by the same monitor."""
-        if (self.metric, self.higher) != (other.metric, other.higher):
-            return False
+        """Whether this one is strictly better than one with the same monitor."""
         return self.value > other.value if self.higher else self.value < other.value
 
     @property
@@ -61,17 +59,41 @@ def candidate(directory: Path, record: Mapping[str, Any]) -> Best | None:
     )
 
 
-def best(candidates: Iterable[Best | None]) -> Best | None:
-    """The best of these; of points with other monitors, those with the most frequent one. Of equals the first."""
-    found = [each for each in candidates if each is not None]
-    if not found:
-        return None
-    ((common, _),) = Counter((each.metric, each.higher) for each in found).most_common(1)
-    same = [each for each in found if (each.metric, each.higher) == common]
-    top = same[0]
-    for each in same[1:]:
-        top = each if each.beats(top) else top
-    return top
+class Leaders:
+    """The best of many points, seen one by one: of those with the most frequent monitor; of equals the first.
+
+    Args:
+        candidates: some of them.
+    """
+
+    def __init__(self, candidates: Iterable[Best | None] = ()) -> None:
+        self._leaders: dict[tuple[str, bool], Best] = {}
+        self._counts: Counter[tuple[str, bool]] = Counter()
+        for each in candidates:
+            self.add(each)
+
+    def add(self, found: Best | None) -> None:
+        """Another one; None is none."""
+        if found is None:
+            return
+        monitor = found.metric, found.higher
+        self._counts[monitor] += 1
+        leader = self._leaders.setdefault(monitor, found)
+        if found.beats(leader):
+            self._leaders[monitor] = found
+
+    @property
+    def best(self) -> Best | None:
+        """None where there is none."""
+        if not self._counts:
+            return None
+        ((monitor, _),) = self._counts.most_common(1)
+        return self._leaders[monitor]
+
+
+def best(records: Mapping[Path, Mapping[str, Any]]) -> Best | None:
+    """The best of {run directory: record}."""
+    return Leaders(candidate(run, record) for run, record in records.items()).best
 
 
 def time_left(
