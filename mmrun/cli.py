@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmrun import __version__
 from mmrun.errors import UserError, nearest
@@ -70,6 +70,7 @@ Groups and their options: mmrun list. Settings of an option: mmrun list clip/nor
 
 DRY_RUN = "--dry-run"
 MOST_ROWS = 50  # settings that the end of a sweep shows
+MOST_POINTS = 20  # points that it shows one by one, where settings have several
 _Otherwise = TypeVar("_Otherwise", int, None)
 RUN_HELP = "a path, a name or unique id prefix below outputs/, or last"
 FORMAT_HELP = "table, md, csv, json or latex"
@@ -198,14 +199,21 @@ def _closing(outcome: Outcome) -> int:
         say(line)
     where = shown(outcome.directory)
     say(f"{'sweep':8} {where}\n")
-    from mmrun.compare import table
+    from mmrun.compare import points, table
 
+    best = report.winner(outcome.records)
+    style: dict[str, Any] = {"width": _width(None), "color": _colored()}
     with contextlib.suppress(UserError):  # where every folder is gone there is nothing to compare
         comparison = table.compare([outcome.directory], outputs=outcome.directory.parent)
+        runs = sum(len(group.rows) for group in comparison.groups)
+        if len(outcome.records) <= MOST_POINTS and len(comparison.groups) < runs:
+            say(points.text(outcome.records.values(), **style) + "\n")
         if len(comparison.groups) <= MOST_ROWS:
-            say(table.text(comparison, width=_width(None)))
+            say(table.text(comparison, **style, following="" if best else None))
         else:
-            say(f"{'next':8} {program()} compare {shlex.quote(where)}")
+            say(f"{'all':8} {program()} compare {shlex.quote(where)}")
+    for line in best:
+        say(line)
     return outcome.exit_code
 
 

@@ -412,7 +412,6 @@ class _Training:
             logging.getLogger("mmrun").info("%s", line)
 
 
-
 class _OwnSignals(Callback):
     """Takes SIGINT and SIGTERM back from Lightning, whose handlers end the process on their own."""
 

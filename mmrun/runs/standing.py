@@ -96,6 +96,12 @@ def best(records: Mapping[Path, Mapping[str, Any]]) -> Best | None:
     return Leaders(candidate(run, record) for run, record in records.items()).best
 
 
+def status(record: Mapping[str, Any]) -> str:
+    """finished, or what else; with the stability where it is not ok."""
+    word, stability = str(record["status"]), record["stability"]
+    return word if stability in (None, "ok", word) else f"{word} ({stability})"
+
+
 def time_left(
     ended: Sequence[float], running: Sequence[float], waiting: int, slots: int
 ) -> float | None:
