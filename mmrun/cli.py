@@ -212,8 +212,8 @@ def _closing(outcome: Outcome) -> int:
             say(table.text(comparison, **style, following="" if best else None))
         else:
             say(f"{'all':8} {program()} compare {shlex.quote(where)}")
-    for line in best:
-        say(line)
+    if best:
+        say("\n" + "\n".join(best))
     return outcome.exit_code
 
 

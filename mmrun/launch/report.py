@@ -109,7 +109,7 @@ class Progress:
         words = [
             f"[{k:{width}}/{self.total}]",
             shortened(planned.point.name, _LONGEST_NAME),
-            status(record),
+            _outcome(record),
             *_score(record),
         ]
         words.append(f"{seconds:.1f} s")
@@ -130,10 +130,16 @@ class Progress:
         return time_left(self.seconds, begun, waiting, self.parallel)
 
 
+def _outcome(record: Mapping[str, Any]) -> str:
+    if record["status"] not in FAILED:
+        return status(record)
+    return f"{record['status']}: {shortened(reason(record), _LONGEST_NAME)}"
+
+
 def retried(planned: Planned, record: Mapping[str, Any], k: int, tries: int) -> str:
     """The line of a point that ended badly and is tried again: why, and which try of how many it will be."""
     name = shortened(planned.point.name, _LONGEST_NAME)
-    return printable(f"{name}  {record['status']}: {reason(record)}  try {k} of {tries}")
+    return printable(f"{name}  {_outcome(record)}  try {k} of {tries} follows")
 
 
 def awaited(planned: Planned) -> str:

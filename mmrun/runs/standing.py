@@ -141,8 +141,10 @@ def duration(seconds: float) -> str:
 def digits(value: float) -> str:
     """A score in few digits.
 
-    >>> digits(0.12345), digits(0.00012345), digits(1234567.0)
-    ('0.123', '0.000123', '1.23e+06')
+    >>> digits(0.12345), digits(0.00012345), digits(1234.5678), digits(1234567.0)
+    ('0.123', '0.000123', '1234.6', '1.23e+06')
     """
     size = abs(value)
-    return f"{value:.3g}" if 0 < size < 0.01 or size >= 1e5 else f"{value:.3f}"
+    if 0 < size < 0.01 or size >= 1e5:
+        return f"{value:.3g}"
+    return f"{value:.3f}" if size < 100 else f"{value:.1f}"
