@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,11 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -159,7 +165,13 @@ def make_trainer(
     if options.distributed:
         # No model here has buffers to keep equal, and ranks may score different numbers of batches.
         strategy = DDPStrategy(broadcast_buffers=False)
+    # Named, so that Lightning does not take a SLURM job, or a machine with srun on it, for one of its own.
+    ranks: ClusterEnvironment = LightningEnvironment()
+    if TorchElasticEnvironment.detect():
+        ranks = TorchElasticEnvironment()
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # a machine with SLURM
     return Trainer(
+        plugins=[ranks],
         accelerator="gpu" if options.on_gpu else "cpu",
         devices=options.devices,
         num_nodes=options.num_nodes,

@@ -79,6 +79,7 @@ class Template:
         """
         resolved, choices = self._quick(values) or self._full(values)
         _finish_dataset(resolved, choices)
+        _finish_launcher(resolved)
         resolved["outputs"] = _text(resolved, "outputs")
         if "clip" in choices:
             finish_clip(resolved, choices["clip"], self.dirs, self.recorded)
@@ -237,6 +238,25 @@ def _finish_dataset(config: dict[str, Any], choices: dict[str, str]) -> None:
             encoders.pop(name, None)
             choices.pop(f"{ENCODER}/{name}", None)
     config[ENCODER] = encoders
+
+
+def _finish_launcher(config: dict[str, Any]) -> None:
+    """``launcher.gpus_per_job`` is how many processes train a point, where it is given as a whole number above 1."""
+    launcher, trainer = config.get("launcher"), config.get("trainer")
+    if not isinstance(launcher, dict) or not isinstance(trainer, dict):
+        return
+    processes = launcher.get("gpus_per_job")
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes <= 1:
+        return
+    if trainer.get("devices") not in (1, processes):
+        raise UserError(
+            "launcher.gpus_per_job and trainer.devices are one number",
+            given=f"launcher.gpus_per_job={processes} trainer.devices={trainer.get('devices')}",
+            remedy="Give one of them.",
+        )
+    trainer["devices"] = processes
+    if "devices" in launcher:
+        launcher["devices"] = processes
 
 
 def lone_name(parsed: Sequence[Override]) -> str:

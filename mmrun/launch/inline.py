@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmrun import point
-from mmrun.errors import UserError
-from mmrun.launch.executor import Executor, Job
+from mmrun.launch import task
+from mmrun.launch.executor import Ended, Executor, Job
 from mmrun.signals import ending
 
 
 class Inline(Executor):
-    """``submit`` returns when the point has ended. A crash of the interpreter ends the sweep; the same command continues it."""
+    """``submit`` returns when the point has ended. A crash of the interpreter ends the sweep; the same command continues it.
 
-    def prepare(self) -> None:
+    Args:
+        fail_fast: whether the first failure ends the sweep.
+        max_retries: how often a point that failed is tried again.
+        gpus_per_job: processes of a point, where that is not ``trainer.devices``.
+    """
+
+    def __init__(
+        self, *, fail_fast: bool = False, max_retries: int = 0, gpus_per_job: int | None = None
+    ) -> None:
+        super().__init__(fail_fast=fail_fast, max_retries=max_retries)
+        self.gpus_per_job = gpus_per_job
+
+    def prepare(self, jobs: int) -> None:  # noqa: ARG002 (contract)
         """Import torch and Lightning: an interrupt meanwhile is none of the first point's."""
         with ending():
             import mmrun.train  # noqa: F401
 
-    def submit(self, job: Job, slot: int) -> Path:  # noqa: ARG002 (there is one)
+    def room(self) -> int:
+        """One."""
+        return 1
+
+    def submit(self, jobs: Sequence[Job]) -> list[Path]:
         """Train the point to its end, whatever that is; signals go through."""
-        try:
-            if job.resume:
-                try:
-                    point.run(job.directory, resume=True, trust=job.trust, brief=True)
-                    return job.directory
-                except (
-                    UserError
-                ) as error:  # say, a checkpoint that is damaged: the point itself is not
-                    sys.stderr.write(f"{job.directory.name}: {error} Training it afresh.\n")
-            point.run(job.directory, trust=job.trust, brief=True)
-        except (Exception, SystemExit):  # its run.json and train.log say what it was
-            pass
-        return job.directory
+        for job in jobs:
+            task.run(job)
+        return [job.directory for job in jobs]
 
-    def poll(self, handle: Path) -> bool:  # noqa: ARG002 (it has)
+    def poll(self, handle: Path) -> Ended:  # noqa: ARG002 (it has)
         """Always."""
-        return True
+        return Ended()
 
-    def cancel(self, handle: Path) -> None:
+    def cancel(self, handles: Sequence[Path]) -> None:
         """Nothing is running."""

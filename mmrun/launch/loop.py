@@ -1,28 +1,29 @@
-"""The sweep loop: freeze what is planned, keep an executor's slots full, say how each point ended."""
+"""A sweep from its plan to its end: lock its folder, freeze what is planned, have it worked on, sum up."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError
 from mmrun.exits import say
 from mmrun.launch import report
-from mmrun.launch.executor import Executor, Job
+from mmrun.launch.executor import Executor
 from mmrun.launch.plan import DONE, TO_DO, Planned, plan
-from mmrun.runs.layout import SWEEP_RECORD
+from mmrun.launch.running import slim
+from mmrun.launch.source import Listed
+from mmrun.launch.view import View
+from mmrun.launch.work import Work
+from mmrun.runs.layout import CANCEL, SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.reader import point as frozen_point
-from mmrun.runs.writer import Run, freeze
+from mmrun.runs.writer import freeze
 from mmrun.signals import Interrupted, interruptible
 from mmrun.spec import Point, Rerun, Sweep
 from mmrun.trust import check_targets
-
-POLL_S = 0.2
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Outcome:
 
     Args:
         directory: the sweep's folder.
-        records: {run directory: run.json} of every point of the command.
+        records: {run directory: ``running.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
     """
@@ -44,7 +45,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """0 where every point has a result; a diverged one is one."""
-        failed = any(record["status"] in report.FAILED for record in self.records.values())
+        failed = any(record["status"] in report.NO_RESULT for record in self.records.values())
         return int(failed or bool(self.refused) or bool(self.lost))
 
 
@@ -157,23 +158,58 @@ def _run(
     say: Callable[[str], None],
 ) -> Outcome:
     outcome = Outcome(directory)
+    request = directory / CANCEL
+    request.unlink(missing_ok=True)  # of a sweep that ended before it was heard
     todo = [each for each in planned if each.action in TO_DO]
+    others = [each for each in planned if each.action == "wait"]
     unfrozen: Ledger | None = ledger
-    if todo:
-        executor.prepare()
+    jobs = dict(ledger.jobs)
+
+    def submitted(keys: Mapping[str, str]) -> None:
+        jobs.update(keys)
+        write_ledger(directory, replace(ledger, jobs=jobs))
+
     try:
+        if todo:
+            executor.prepare(len(todo))
         for each in todo:  # all of them, before the first is trained: conf/ may be edited then
             _freeze(each, ledger.name, outcome)
         unfrozen = None
         todo = [each for each in todo if each.directory not in outcome.refused]
-        _work(todo, executor, trust, say)
+        trusted = tuple(trust)
+        work = Work(
+            executor,
+            trust=trusted,
+            view=View(len(todo), say),
+            cancelled=request.exists,
+            submitted=submitted,
+        )
+        adopted = [
+            each
+            for each in (*todo, *others)
+            if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
+        ]
+        for each in others:
+            if each not in adopted:
+                work.wait_for(each)
+        try:
+            work.run(Listed(each for each in todo if each not in adopted))
+        except Interrupted as signal:
+            said = work.interrupted()
+            signal.__notes__ = [said] if said else []  # how the point alone goes on
+            raise
+        except BaseException:
+            work.interrupted()
+            raise
     except Interrupted as signal:
-        left = sum(_unfinished(each) for each in todo)
-        done = len(planned) - left
-        signal.__notes__ = []  # how the point alone goes on
-        signal.add_note(report.interrupted(directory, done, len(planned), unfrozen))
+        left = sum(read(each.directory)["status"] not in DONE for each in planned)
+        signal.__notes__ = getattr(signal, "__notes__", None) or []
+        signal.add_note(report.interrupted(directory, len(planned) - left, len(planned), unfrozen))
         raise
-    outcome.records = {each.directory: read(each.directory) for each in planned}
+    finally:
+        executor.close()
+        request.unlink(missing_ok=True)
+    outcome.records = {each.directory: slim(read(each.directory)) for each in planned}
     for refused in outcome.refused:
         outcome.records.pop(refused, None)
     return outcome
@@ -184,59 +220,3 @@ def _freeze(each: Planned, sweep: str, outcome: Outcome) -> None:
         freeze(each.point, each.directory, sweep=sweep)
     except UserError as error:
         outcome.refused[each.directory] = str(error)
-
-
-def _work(
-    todo: Sequence[Planned],
-    executor: Executor,
-    trust: Collection[str],
-    say: Callable[[str], None],
-) -> None:
-    """Keep the slots full until nothing is left, or the first failure where that is asked for."""
-    waiting = list(todo)
-    free = list(range(executor.slots))
-    active: dict[int, tuple[Planned, Any, float]] = {}
-    progress = report.Progress(len(todo), slots=executor.slots)
-    try:
-        while waiting or active:
-            while waiting and free:
-                each, slot = waiting.pop(0), free.pop(0)
-                if each.action == "train" and each.record is not None:
-                    _renew(each)
-                job = Job(
-                    directory=each.directory,
-                    resume=each.action == "resume",
-                    trust=tuple(trust),
-                )
-                began = time.monotonic()
-                active[slot] = each, executor.submit(job, slot), began
-            ended = [slot for slot, (_, handle, _) in active.items() if executor.poll(handle)]
-            for slot in ended:
-                each, _, began = active.pop(slot)
-                free.append(slot)
-                record = read(each.directory)
-                # The run's own time where it has one: the first point also waits for imports.
-                seconds = record["seconds"] or time.monotonic() - began
-                say(progress.ended(each.point.name, record, seconds))
-                if executor.fail_fast and record["status"] in report.FAILED and waiting:
-                    say(f"stopped at the first failure; {len(waiting)} points stay queued")
-                    waiting.clear()
-            if not ended:
-                time.sleep(POLL_S)
-    except BaseException:
-        for _, handle, _ in active.values():
-            executor.cancel(handle)
-        raise
-
-
-def _renew(each: Planned) -> None:
-    """What does not change the numbers (logger, outputs, ...) is as this command says it."""
-    Run.open(each.directory).update(
-        config=each.point.config,
-        overrides=list(each.point.overrides),
-        config_dirs=list(each.point.config_dirs),
-    )
-
-
-def _unfinished(each: Planned) -> bool:
-    return read(each.directory)["status"] not in DONE

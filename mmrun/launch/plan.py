@@ -14,6 +14,7 @@ from mmrun.runs.reader import list_runs, read
 from mmrun.spec import Point, Rerun
 
 DONE = ("finished", "diverged", "pruned")  # results; a diverged run is one
+RESUMABLE = ("killed", "cancelled")  # go on from their last checkpoint where they have one
 Action = Literal["skip", "wait", "train", "resume"]
 TO_DO = ("train", "resume")
 
@@ -35,6 +36,16 @@ class Planned:
     action: Action
     record: Mapping[str, Any] | None = None
     stale: bool = False
+
+
+def action_for(record: Mapping[str, Any], directory: Path) -> Action:
+    """What is to happen to a point whose record this is."""
+    status = record["status"]
+    if status == "running":
+        return "wait"
+    if status in DONE:
+        return "skip"
+    return "resume" if status in RESUMABLE and Paths(directory).last.is_file() else "train"
 
 
 def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
@@ -78,11 +89,7 @@ def _planned(
         "commit": record["git"].get("commit"),
     }
     stale = status in DONE and made_by != here
-    action: Action = "train"
-    if status == "running":
-        action = "wait"
-    elif status in DONE:
-        action = "train" if rerun == "true" or (rerun == "stale" and stale) else "skip"
-    elif status in ("killed", "cancelled") and Paths(directory).last.is_file():
-        action = "resume"
+    action = action_for(record, directory)
+    if status in DONE and (rerun == "true" or (rerun == "stale" and stale)):
+        action = "train"
     return Planned(point=point, directory=directory, action=action, record=record, stale=stale)

@@ -15,6 +15,7 @@ from mmrun.runs.ledger import Ledger
 from mmrun.spec import Rerun
 
 FAILED = ("failed", "killed", "unreadable")
+NO_RESULT = (*FAILED, "cancelled", "queued", "running")
 _SHOWN = 20
 _LONGEST_NAME = 120  # characters of a line of a sweep
 
@@ -65,12 +66,11 @@ class Progress:
 
     Args:
         total: points to be trained.
-        slots: how many at a time.
     """
 
-    def __init__(self, total: int, *, slots: int) -> None:
+    def __init__(self, total: int) -> None:
         self.total = total
-        self.slots = slots
+        self.parallel = 1  # how many at a time, as far as seen
         self.seconds: list[float] = []
 
     def ended(self, name: str, record: Mapping[str, Any], seconds: float) -> str:
@@ -86,7 +86,7 @@ class Progress:
         ]
         words.append(f"{seconds:.1f} s")
         if k < self.total:
-            left = sum(self.seconds) / k * (self.total - k) / min(self.slots, self.total - k)
+            left = sum(self.seconds) / k * (self.total - k) / min(self.parallel, self.total - k)
             words.append(f"({_duration(left)} left)")
         return printable("  ".join(words))
 

@@ -33,6 +33,7 @@ class Ledger:
         points: {id: name of its folder}, in the order in which they came.
         created: when, ISO 8601.
         driver: {host, pid, pid_start} of the process that drives it, or drove it last.
+        jobs: {name of a point's folder: key of its job}, where jobs outlive the driver.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Ledger:
     points: Mapping[str, str] = field(default_factory=dict[str, str])
     created: str = ""
     driver: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    jobs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def extended(
         self,
@@ -110,6 +112,7 @@ def read_ledger(sweep: Path) -> Ledger:
         points={key: str(value) for key, value in mapping("points").items()},
         created=str(given.get("created") or ""),
         driver=mapping("driver"),
+        jobs={key: str(value) for key, value in mapping("jobs").items()},
     )
 
 
@@ -130,6 +133,7 @@ def write_ledger(sweep: Path, ledger: Ledger) -> None:
         "axes": {key: list(values) for key, values in ledger.axes.items()},
         "driver": mine,
         "points": dict(ledger.points),
+        "jobs": dict(ledger.jobs),
     }
     write_whole(sweep / SWEEP_RECORD, json.dumps(content, indent=1) + "\n")
 

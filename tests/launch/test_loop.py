@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from tests.running import SMALL, record_of, run_python, same, saved, start, tabl
 
 pytestmark = pytest.mark.trains
 
-QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.checkpoint=both")
+QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.checkpoint=both", "launcher=inline")
 SWEEP = Path("outputs/s")
 
 
@@ -124,12 +125,14 @@ def test_the_first_failure_can_end_it(capsys: pytest.CaptureFixture[str]):
 
 def test_points_are_frozen_before_the_first_is_trained(monkeypatch: pytest.MonkeyPatch):
     seen: list[list[str]] = []
-    monkeypatch.setattr(
-        "mmrun.point.run",
-        lambda directory, **_: seen.append([r["status"] for r in points().values()]),  # noqa: ARG005
-    )
+
+    def finish(directory: Path, **_: Any) -> None:
+        seen.append([r["status"] for r in points().values()])
+        Run.open(directory).finish("finished")
+
+    monkeypatch.setattr("mmrun.point.run", finish)
     run("clip=none,0.5,1", code=0)
-    assert seen == [["queued"] * 3] * 3
+    assert [statuses.count("queued") for statuses in seen] == [3, 2, 1]
 
 
 def test_rerun(capsys: pytest.CaptureFixture[str]):
@@ -285,20 +288,36 @@ def test_a_point_that_went_on_longer_is_told_of(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_what_another_process_trains_is_left_to_it(capsys: pytest.CaptureFixture[str]):
+def test_what_another_process_trains_is_waited_for_and_taken_up(
+    capsys: pytest.CaptureFixture[str],
+):
     run("clip=none,0.5")
+    before = points()
     (directory,) = SWEEP.glob("clip=0.5*")
     other = subprocess.Popen(["sleep", "60"])
     from mmrun.runs.heartbeat import process_start
 
     Run.open(directory).update(status="running", pid=other.pid, pid_start=process_start(other.pid))
-    try:
-        run("clip=none,0.5")
-        assert "1 done, 1 trained by another process now" in capsys.readouterr().out
-        assert record_of(directory)["status"] == "running"
-    finally:
+    seen: list[str] = []
+
+    def die() -> None:
+        seen.append(record_of(directory)["status"])
         other.kill()
         other.wait()
+
+    timer = threading.Timer(2, die)
+    timer.start()
+    try:
+        run("clip=none,0.5")
+    finally:
+        timer.join()
+    assert seen == ["running"]  # as long as the other one lived
+    assert "1 done, 1 trained by another process now" in capsys.readouterr().out
+    after = points()
+    assert after["clip=none"]["ended"] == before["clip=none"]["ended"]
+    assert after["clip=0.5"]["status"] == "finished"
+    assert after["clip=0.5"]["pid"] == os.getpid()
+    assert after["clip=0.5"]["test"] == before["clip=0.5"]["test"]
 
 
 # Nothing of one point reaches the next
@@ -437,7 +456,7 @@ def test_garbage_is_collected_while_a_sweep_trains(monkeypatch: pytest.MonkeyPat
     """Composing switches the collector off: models of a thousand points would stay."""
     seen: list[bool] = []
     monkeypatch.setattr("mmrun.point.run", lambda *_, **__: seen.append(gc.isenabled()))
-    run("clip=none,0.5")
+    run("clip=none,0.5", code=1)  # they left no word
     assert seen == [True, True]
 
 

@@ -31,7 +31,7 @@ def record(**keys: Any) -> dict[str, Any]:
 
 
 def test_long_names_are_cut_and_keep_their_ends():
-    progress = report.Progress(2, slots=1)
+    progress = report.Progress(2)
     lines = [
         progress.ended(LONG, record(), 1.0),
         *report.closing(
