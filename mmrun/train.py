@@ -49,7 +49,7 @@ from mmrun.settings import changed
 from mmrun.signals import STOPPED_BY, Interrupted, interruptible, take_signals
 from mmrun.signature import check
 from mmrun.spec import Point
-from mmrun.terminal import LastingConsole
+from mmrun.lasting import LastingConsole
 from mmrun.trainer import limited, make_trainer
 
 LABEL = 40  # letters of a point's name beside its bar

@@ -18,7 +18,7 @@ from mmrun.spec import Rerun
 FAILED = ("failed", "killed", "unreadable")
 NO_RESULT = (*FAILED, "cancelled", "queued", "running")
 _SHOWN = 20
-_LONGEST_NAME = 120  # characters of a line of a sweep
+LONGEST_NAME = 120  # characters of a line of a sweep
 
 
 def opening(
@@ -48,7 +48,7 @@ def opening(
         )
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])
+        named = "; ".join(shortened(each, LONGEST_NAME) for each in repeated[:3])
         why = f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
         lines.append(f"{'':8} taken once, as equal to others: {named}{more}{why}")
     return [printable(line) for line in lines]
@@ -108,7 +108,7 @@ class Progress:
         width = len(str(self.total))
         words = [
             f"[{k:{width}}/{self.total}]",
-            shortened(planned.point.name, _LONGEST_NAME),
+            shortened(planned.point.name, LONGEST_NAME),
             _outcome(record),
             *_score(record),
         ]
@@ -133,18 +133,18 @@ class Progress:
 def _outcome(record: Mapping[str, Any]) -> str:
     if record["status"] not in FAILED:
         return status(record)
-    return f"{record['status']}: {shortened(reason(record), _LONGEST_NAME)}"
+    return f"{record['status']}: {shortened(reason(record), LONGEST_NAME)}"
 
 
 def retried(planned: Planned, record: Mapping[str, Any], k: int, tries: int) -> str:
     """The line of a point that ended badly and is tried again: why, and which try of how many it will be."""
-    name = shortened(planned.point.name, _LONGEST_NAME)
+    name = shortened(planned.point.name, LONGEST_NAME)
     return printable(f"{name}  {_outcome(record)}  try {k} of {tries} follows")
 
 
 def awaited(planned: Planned) -> str:
     """The line of a point that another process trains."""
-    name = shortened(planned.point.name, _LONGEST_NAME)
+    name = shortened(planned.point.name, LONGEST_NAME)
     return printable(f"{name}  another process trains it now: waiting for its end")
 
 
@@ -170,20 +170,11 @@ def closing(
     if diverged:
         lines.append(f"diverged ({len(diverged)}): a result, not a failure")
         for record in (records[run] for run in diverged[:_SHOWN]):
-            lines.append(f"  {shortened(record['name'], _LONGEST_NAME)}: {record['error']}")
+            lines.append(f"  {shortened(record['name'], LONGEST_NAME)}: {record['error']}")
         if len(diverged) > _SHOWN:
             lines.append(f"  and {len(diverged) - _SHOWN} more")
-    failed = {
-        run: (str(record["name"] or run.name), reason(record))
-        for run, record in records.items()
-        if record["status"] in FAILED
-    } | {run: (run.name, why.split("\n", 1)[0]) for run, why in refused.items()}
-    if failed:
-        lines.append(f"failed ({len(failed)}):")
-    for run, (name, why) in failed.items():
-        log = Paths(run).log
-        where = shown(log) if log.exists() else shown(run)
-        lines.append(f"  {shortened(name, _LONGEST_NAME)}: {why}  ({where})")
+    failed = {run: reason(record) for run, record in records.items() if record["status"] in FAILED}
+    lines += failures(failed | dict(refused))
     if lost:
         names = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
         lines.append(f"without a folder ({len(lost)}): {names}")
@@ -191,12 +182,28 @@ def closing(
     return [printable(line) for line in lines]
 
 
+def failures(reasons: Mapping[Path, str], most: int | None = None) -> list[str]:
+    """{run directory: reason} as lines, each with where its log is; a count instead of those beyond ``most``."""
+    lines = [f"failed ({len(reasons)}):"] if reasons else []
+    for run, why in list(reasons.items())[:most]:
+        lines.append(f"  {shortened(run.name, LONGEST_NAME)}: {why}  ({shown(log_of(run))})")
+    if most is not None and len(reasons) > most:
+        lines.append(f"  and {len(reasons) - most} more")
+    return lines
+
+
+def log_of(run: Path) -> Path:
+    """Where to read what a point printed; its folder where it printed nothing."""
+    log = Paths(run).log
+    return log if log.exists() else run
+
+
 def winner(records: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     """The point that validation finds best, and how to look at it; nothing where none finished."""
     top = best(records)
     if top is None:
         return []
-    name = shortened(top.name, _LONGEST_NAME)
+    name = shortened(top.name, LONGEST_NAME)
     command = f"{program()} show {shlex.quote(shown(top.directory))}"
     return [
         printable(f"{'best':8} {name}  {top.score}"),

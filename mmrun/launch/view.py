@@ -102,7 +102,7 @@ class LiveView(View):
         from rich.live import Live
         from rich.text import Text
 
-        from mmrun.terminal import LastingConsole
+        from mmrun.lasting import LastingConsole
 
         super().__init__(total, say, before)
         self.console = LastingConsole(
