@@ -185,7 +185,7 @@ def _run(
             before=[
                 candidate(each.directory, each.record)
                 for each in planned
-                if each.action == "skip" and each.record is not None
+                if each.action not in TO_DO and each.record is not None
             ],
         )
         with view:
