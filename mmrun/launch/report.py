@@ -131,9 +131,11 @@ class Progress:
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
-    if record["status"] not in FAILED:
+    """How a point ended; where it has no result, why."""
+    why = reason(record)
+    if record["status"] not in FAILED or why == record["status"]:
         return status(record)
-    return f"{record['status']}: {shortened(reason(record), LONGEST_NAME)}"
+    return f"{record['status']}: {shortened(why, LONGEST_NAME)}"
 
 
 def retried(planned: Planned, record: Mapping[str, Any], k: int, tries: int) -> str:

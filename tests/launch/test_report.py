@@ -94,6 +94,7 @@ def test_the_line_of_a_point():
     assert ended(11) == "[12/12]  seed=1  finished  6.0 s"
     line = ended(status="failed", error="ValueError: no\nmore of it", metrics=metrics)
     assert line == "[ 1/12]  seed=1  failed: ValueError: no  6.0 s  (32 s left)"
+    assert "  killed  6.0 s" in ended(status="killed")
     assert "  killed: timeout  6.0 s" in ended(status="killed", stopped_by="timeout")
     assert len(ended(status="failed", error="e" * 10_000)) < 200
 
