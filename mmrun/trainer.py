@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import (
+from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     TorchElasticEnvironment,
 )
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
