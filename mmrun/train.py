@@ -35,6 +35,7 @@ from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, described, nearest
 from mmrun.exits import continuing, shown
 from mmrun.isolation import isolated
+from mmrun.lasting import LastingConsole
 from mmrun.logfile import log_file
 from mmrun.module import Scores
 from mmrun.ranks import launch_ranks, rank_and_world
@@ -49,7 +50,6 @@ from mmrun.settings import changed
 from mmrun.signals import STOPPED_BY, Interrupted, interruptible, take_signals
 from mmrun.signature import check
 from mmrun.spec import Point
-from mmrun.lasting import LastingConsole
 from mmrun.trainer import limited, make_trainer
 
 LABEL = 40  # letters of a point's name beside its bar

@@ -24,10 +24,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mmrun.errors import UserError, described
+from mmrun.errors import described
 from mmrun.launch import task
 from mmrun.launch.executor import Job
-from mmrun.signals import Interrupted, ending, end_with_parent, interruptible
+from mmrun.signals import Interrupted, end_with_parent, ending, interruptible
 from mmrun.user_code import add_folders
 
 # Seconds for the last words of a worker whose parent is gone; ranks of its point need some too.
