@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,20 +48,38 @@ def action_for(record: Mapping[str, Any], directory: Path) -> Action:
     return "resume" if status in RESUMABLE and Paths(directory).last.is_file() else "train"
 
 
-def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
-    """What to do with each point; folders are found by id, whatever they are called. Touches nothing."""
-    present: dict[str, list[_Found]] = {}
+def present(sweep: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """{id: (folder, record)} of what lies in a sweep's folder."""
+    found: dict[str, list[_Found]] = {}
     for run in list_runs(sweep) if sweep.is_dir() else []:
         record = read(run)
-        present.setdefault(record["id"], []).append((run, record))
+        found.setdefault(record["id"], []).append((run, record))
+    return found
+
+
+def plan(
+    sweep: Path,
+    points: Iterable[Point],
+    rerun: Rerun,
+    found: Mapping[str, Sequence[tuple[Path, dict[str, Any]]]] | None = None,
+) -> list[Planned]:
+    """What to do with each point; folders are found by id, whatever they are called. Touches nothing.
+
+    Args:
+        sweep: its folder.
+        points: in their order.
+        rerun: which finished ones are made again.
+        found: ``present`` of the folder, where it is known already.
+    """
+    if found is None:
+        found = present(sweep)
     here = {"mmrun": __version__, "commit": commit()["commit"]}
     planned: list[Planned] = []
     for point in points:
         directory = point_directory(sweep, point)
-        found = max(
-            present.get(point.id, ()), key=lambda each: _rank(*each, directory), default=None
-        )
-        planned.append(_planned(point, directory, found, rerun, here))
+        copies = found.get(point.id, ())
+        best = max(copies, key=lambda each: _rank(*each, directory), default=None)
+        planned.append(_planned(point, directory, best, rerun, here))
     return planned
 
 

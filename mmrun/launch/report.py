@@ -213,12 +213,12 @@ def winner(records: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def interrupted(directory: Path, done: int, total: int, unfrozen: Ledger | None) -> str:
+def interrupted(
+    directory: Path, done: int, total: int, unfrozen: Ledger | None, of: str = "points"
+) -> str:
     """How far it came, and how to go on; with the sweep's own command where not every point has a folder yet."""
     command = f"{program()} resume {shlex.quote(shown(directory))}"
-    return (
-        f"{done} of {total} points are done; continue: {again(unfrozen) if unfrozen else command}"
-    )
+    return f"{done} of {total} {of} are done; continue: {again(unfrozen) if unfrozen else command}"
 
 
 def again(ledger: Ledger) -> str:
