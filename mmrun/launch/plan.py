@@ -59,7 +59,7 @@ def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
     for point in points:
         directory = point_directory(sweep, point)
         found = max(
-            present.get(point.id, ()), key=lambda each: _rank(*each, directory), default=None
+            present.get(point.id, ()), key=lambda each: rank(*each, directory), default=None
         )
         planned.append(_planned(point, directory, found, rerun, here))
     return planned
@@ -68,7 +68,7 @@ def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
 _Found = tuple[Path, dict[str, Any]]
 
 
-def _rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
+def rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
     """Of copies of a point the one that counts: a result, else the one that has the point's own name."""
     return record["status"] in DONE, run == directory
 

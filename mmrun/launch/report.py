@@ -17,7 +17,7 @@ from mmrun.spec import Rerun
 FAILED = ("failed", "killed", "unreadable")
 NO_RESULT = (*FAILED, "cancelled", "queued", "running")
 _SHOWN = 20
-_LONGEST_NAME = 120  # characters of a line of a sweep
+LONGEST_NAME = 120  # characters of a line of a sweep
 
 
 def opening(
@@ -47,7 +47,7 @@ def opening(
         )
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])
+        named = "; ".join(shortened(each, LONGEST_NAME) for each in repeated[:3])
         why = f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
         lines.append(f"{'':8} taken once, as equal to others: {named}{more}{why}")
     return [printable(line) for line in lines]
@@ -80,7 +80,7 @@ class Progress:
         width = len(str(self.total))
         words = [
             f"[{k:{width}}/{self.total}]",
-            shortened(name, _LONGEST_NAME),
+            shortened(name, LONGEST_NAME),
             status(record),
             *_score(record),
         ]
@@ -89,6 +89,12 @@ class Progress:
             left = sum(self.seconds) / k * (self.total - k) / min(self.parallel, self.total - k)
             words.append(f"({_duration(left)} left)")
         return printable("  ".join(words))
+
+
+def reason(record: Mapping[str, Any]) -> str:
+    """Why a point has no result, on one line."""
+    said = str(record["error"] or record["stopped_by"] or record["status"])
+    return next(iter(said.splitlines()), "")
 
 
 def closing(
@@ -107,20 +113,11 @@ def closing(
     if diverged:
         lines.append(f"diverged ({len(diverged)}): a result, not a failure")
         for record in (records[run] for run in diverged[:_SHOWN]):
-            lines.append(f"  {shortened(record['name'], _LONGEST_NAME)}: {record['error']}")
+            lines.append(f"  {shortened(record['name'], LONGEST_NAME)}: {record['error']}")
         if len(diverged) > _SHOWN:
             lines.append(f"  and {len(diverged) - _SHOWN} more")
-    failed = {
-        run: str(record["error"] or record["stopped_by"] or record["status"])
-        for run, record in records.items()
-        if record["status"] in FAILED
-    } | dict(refused)
-    if failed:
-        lines.append(f"failed ({len(failed)}):")
-    for run, reason in failed.items():
-        log = Paths(run).log
-        where = shown(log) if log.exists() else shown(run)
-        lines.append(f"  {shortened(run.name, _LONGEST_NAME)}: {reason.splitlines()[0]}  ({where})")
+    failed = {run: reason(record) for run, record in records.items() if record["status"] in FAILED}
+    lines += failures(failed | dict(refused))
     if lost:
         names = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
         lines.append(f"without a folder ({len(lost)}): {names}")
@@ -128,12 +125,31 @@ def closing(
     return [printable(line) for line in lines]
 
 
+def failures(reasons: Mapping[Path, str], most: int | None = None) -> list[str]:
+    """{run directory: reason} as lines, each with where its log is; a count instead of those beyond ``most``."""
+    lines = [f"failed ({len(reasons)}):"] if reasons else []
+    for run, why in list(reasons.items())[:most]:
+        lines.append(f"  {shortened(run.name, LONGEST_NAME)}: {why}  ({shown(log_of(run))})")
+    if most is not None and len(reasons) > most:
+        lines.append(f"  and {len(reasons) - most} more")
+    return lines
+
+
+def log_of(run: Path) -> Path:
+    """Where to read what a point printed; its folder where it printed nothing."""
+    log = Paths(run).log
+    return log if log.exists() else run
+
+
 def interrupted(directory: Path, done: int, total: int, unfrozen: Ledger | None) -> str:
     """How far it came, and how to go on; with the sweep's own command where not every point has a folder yet."""
-    command = f"{program()} resume {shlex.quote(shown(directory))}"
-    return (
-        f"{done} of {total} points are done; continue: {again(unfrozen) if unfrozen else command}"
-    )
+    command = again(unfrozen) if unfrozen else resuming(directory)
+    return f"{done} of {total} points are done; continue: {command}"
+
+
+def resuming(directory: Path) -> str:
+    """The command that goes on with a sweep as it is."""
+    return f"{program()} resume {shlex.quote(shown(directory))}"
 
 
 def again(ledger: Ledger) -> str:
@@ -149,13 +165,21 @@ def status(record: Mapping[str, Any]) -> str:
     return word if stability in (None, "ok", word) else f"{word} ({stability})"
 
 
+def scores(record: Mapping[str, Any]) -> tuple[tuple[str, float] | None, float | None]:
+    """The last validation's first metric beside the loss, by name, and its loss: the test is not looked at on the way."""
+    values = {
+        name: summary.get("last")
+        for name, summary in record["metrics"].items()
+        if name.startswith("val/")
+    }
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    loss = numbers.pop("val/loss", None)
+    return next(iter(numbers.items()), None), loss
+
+
 def _score(record: Mapping[str, Any]) -> list[str]:
-    """The last validation's first metric beside the loss: the test is not looked at on the way."""
-    names = [name for name in record["metrics"] if name.startswith("val/") and name != "val/loss"]
-    if record["status"] not in DONE or not names:
-        return []
-    value = record["metrics"][names[0]].get("last")
-    return [f"{names[0]} {value:.3f}"] if isinstance(value, int | float) else []
+    metric, _ = scores(record)
+    return [f"{metric[0]} {metric[1]:.3f}"] if metric and record["status"] in DONE else []
 
 
 def _duration(seconds: float) -> str:
