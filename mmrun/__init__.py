@@ -7,7 +7,7 @@ imports point down, or stay inside a package:
     | evaluate, closing, resuming, calibration | build | trainer, module, callbacks, isolation
     | model, gradients, loader | watching | bounds
     | encoders, fusion, objectives, clip, balance, missing, diagnostics, datasets | batch, tracking, schedules, checkpoint, signature, sources
-    | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile
+    | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile, lasting
 
 ``mmrun.load(RUN)`` gives a trained model; ``mmrun.clip`` works in any PyTorch loop.
 """

@@ -14,14 +14,15 @@ from mmrun.launch.executor import Executor
 from mmrun.launch.plan import DONE, TO_DO, Planned, plan
 from mmrun.launch.running import slim
 from mmrun.launch.source import Listed
-from mmrun.launch.view import View
+from mmrun.launch.view import open_view
 from mmrun.launch.work import Work
 from mmrun.runs.layout import CANCEL, SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.reader import point as frozen_point
+from mmrun.runs.standing import candidate
 from mmrun.runs.writer import freeze
-from mmrun.signals import Interrupted, interruptible
+from mmrun.signals import Interrupted, interruptible, unhung
 from mmrun.spec import Point, Rerun, Sweep
 from mmrun.trust import check_targets
 
@@ -73,7 +74,7 @@ def drive(
         Interrupted: SIGINT or SIGTERM came; a note says how to go on.
     """
     directory = (outputs / sweep.name).absolute()
-    with interruptible(), locked(directory):
+    with interruptible(), unhung(), locked(directory):
         planned = plan(directory, sweep.points, sweep.rerun)
         ledger = (
             read_ledger(directory)
@@ -114,7 +115,7 @@ def resume(
         UserError: a point names code that is not trusted; nothing is touched then.
     """
     directory = directory.absolute()
-    with interruptible(), locked(directory):
+    with interruptible(), unhung(), locked(directory):
         ledger = read_ledger(directory)
         points: dict[str, Point] = {}
         unreadable: dict[Path, str] = {}
@@ -177,30 +178,41 @@ def _run(
         unfrozen = None
         todo = [each for each in todo if each.directory not in outcome.refused]
         trusted = tuple(trust)
-        work = Work(
-            executor,
-            trust=trusted,
-            view=View(len(todo), say),
-            cancelled=request.exists,
-            submitted=submitted,
+        view = open_view(
+            len(todo) + len(others),
+            say,
+            alone=not executor.blocks,
+            before=[
+                candidate(each.directory, each.record)
+                for each in planned
+                if each.action == "skip" and each.record is not None
+            ],
         )
-        adopted = [
-            each
-            for each in (*todo, *others)
-            if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
-        ]
-        for each in others:
-            if each not in adopted:
-                work.wait_for(each)
-        try:
-            work.run(Listed(each for each in todo if each not in adopted))
-        except Interrupted as signal:
-            said = work.interrupted()
-            signal.__notes__ = [said] if said else []  # how the point alone goes on
-            raise
-        except BaseException:
-            work.interrupted()
-            raise
+        with view:
+            work = Work(
+                executor,
+                trust=trusted,
+                view=view,
+                cancelled=request.exists,
+                submitted=submitted,
+            )
+            adopted = [
+                each
+                for each in (*todo, *others)
+                if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
+            ]
+            for each in others:
+                if each not in adopted:
+                    work.wait_for(each)
+            try:
+                work.run(Listed(each for each in todo if each not in adopted))
+            except Interrupted as signal:
+                said = work.interrupted()
+                signal.__notes__ = [said] if said else []  # how the point alone goes on
+                raise
+            except BaseException:
+                work.interrupted()
+                raise
     except Interrupted as signal:
         left = sum(read(each.directory)["status"] not in DONE for each in planned)
         signal.__notes__ = getattr(signal, "__notes__", None) or []

@@ -160,7 +160,7 @@ def lines(status: Status) -> list[str]:
     if left is not None:
         said.append(f"{'left':8} about {duration(left)}")
     if leader is not None:
-        said.append(f"{'best':8} {leader.score}  {_name(leader.name)}")
+        said.append(f"{'best':8} {_name(leader.name)}  {leader.score}")
     rows = [_row(_running(*each)) for each in status.those("running").items()]
     if rows:
         said += [f"running ({len(rows)}):", *rows[:MOST]]

@@ -96,6 +96,12 @@ def best(records: Mapping[Path, Mapping[str, Any]]) -> Best | None:
     return Leaders(candidate(run, record) for run, record in records.items()).best
 
 
+def status(record: Mapping[str, Any]) -> str:
+    """finished, or what else; with the stability where it is not ok."""
+    word, stability = str(record["status"]), record["stability"]
+    return word if stability in (None, "ok", word) else f"{word} ({stability})"
+
+
 def time_left(
     ended: Sequence[float], running: Sequence[float], waiting: int, slots: int
 ) -> float | None:
@@ -135,8 +141,10 @@ def duration(seconds: float) -> str:
 def digits(value: float) -> str:
     """A score in few digits.
 
-    >>> digits(0.12345), digits(0.00012345), digits(1234567.0)
-    ('0.123', '0.000123', '1.23e+06')
+    >>> digits(0.12345), digits(0.00012345), digits(1234.5678), digits(1234567.0)
+    ('0.123', '0.000123', '1234.6', '1.23e+06')
     """
     size = abs(value)
-    return f"{value:.3g}" if 0 < size < 0.01 or size >= 1e5 else f"{value:.3f}"
+    if 0 < size < 0.01 or size >= 1e5:
+        return f"{value:.3g}"
+    return f"{value:.3f}" if size < 100 else f"{value:.1f}"
