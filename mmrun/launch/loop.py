@@ -11,8 +11,7 @@ from mmrun.errors import UserError
 from mmrun.exits import say
 from mmrun.launch import report
 from mmrun.launch.executor import Executor
-from mmrun.launch.plan import DONE, TO_DO, Planned, plan
-from mmrun.launch.running import slim
+from mmrun.launch.plan import DONE, TO_DO, Planned, plan, slim
 from mmrun.launch.source import Listed
 from mmrun.launch.view import open_view
 from mmrun.launch.work import Work
@@ -33,7 +32,7 @@ class Outcome:
 
     Args:
         directory: the sweep's folder.
-        records: {run directory: ``running.slim`` of run.json} of every point of the command.
+        records: {run directory: ``plan.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
     """
@@ -185,7 +184,7 @@ def _run(
             before=[
                 candidate(each.directory, each.record)
                 for each in planned
-                if each.action == "skip" and each.record is not None
+                if each.action not in TO_DO and each.record is not None
             ],
         )
         with view:

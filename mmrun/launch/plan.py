@@ -17,6 +17,11 @@ DONE = ("finished", "diverged", "pruned")  # results; a diverged run is one
 RESUMABLE = ("killed", "cancelled")  # go on from their last checkpoint where they have one
 Action = Literal["skip", "wait", "train", "resume"]
 TO_DO = ("train", "resume")
+# What is kept of records: a sweep has thousands of them, of 25 kB each.
+KEPT = (
+    *("id", "name", "status", "stability", "stopped_by", "error", "monitor", "metrics"),
+    *("steps", "epochs", "seconds", "started", "host", "resumed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class Planned:
         point: what to train.
         directory: where it is, or will be.
         action: ``skip`` what is done, ``wait`` for what another process trains, else ``train`` or ``resume``.
-        record: its run.json; None where it has no folder yet.
+        record: ``slim`` of its run.json; None where it has no folder yet.
         stale: whether it was made by another version or commit of mmrun.
     """
 
@@ -36,6 +41,11 @@ class Planned:
     action: Action
     record: Mapping[str, Any] | None = None
     stale: bool = False
+
+
+def slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a record that a sweep speaks of."""
+    return {key: record[key] for key in KEPT}
 
 
 def action_for(record: Mapping[str, Any], directory: Path) -> Action:
@@ -53,19 +63,21 @@ def plan(sweep: Path, points: Iterable[Point], rerun: Rerun) -> list[Planned]:
     present: dict[str, list[_Found]] = {}
     for run in list_runs(sweep) if sweep.is_dir() else []:
         record = read(run)
-        present.setdefault(record["id"], []).append((run, record))
-    here = {"mmrun": __version__, "commit": commit()["commit"]}
+        made_by = record["versions"].get("mmrun"), record["git"].get("commit")
+        present.setdefault(record["id"], []).append((run, slim(record), made_by))
+    here = __version__, commit()["commit"]
     planned: list[Planned] = []
     for point in points:
         directory = point_directory(sweep, point)
         found = max(
-            present.get(point.id, ()), key=lambda each: rank(*each, directory), default=None
+            present.get(point.id, ()), key=lambda each: rank(*each[:2], directory), default=None
         )
         planned.append(_planned(point, directory, found, rerun, here))
     return planned
 
 
-_Found = tuple[Path, dict[str, Any]]
+_MadeBy = tuple[Any, Any]  # version and commit of mmrun
+_Found = tuple[Path, dict[str, Any], _MadeBy]
 
 
 def rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
@@ -78,16 +90,12 @@ def _planned(
     directory: Path,
     found: _Found | None,
     rerun: Rerun,
-    here: Mapping[str, Any],
+    here: _MadeBy,
 ) -> Planned:
     if found is None:
         return Planned(point=point, directory=directory, action="train")
-    directory, record = found
+    directory, record, made_by = found
     status = record["status"]
-    made_by = {
-        "mmrun": record["versions"].get("mmrun"),
-        "commit": record["git"].get("commit"),
-    }
     stale = status in DONE and made_by != here
     action = action_for(record, directory)
     if status in DONE and (rerun == "true" or (rerun == "stale" and stale)):
