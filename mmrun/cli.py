@@ -21,6 +21,7 @@ mmrun: train multimodal models with gradient clipping as a controlled variable
   mmrun train [GROUP=OPTION ...] [KEY=VALUE ...]   one run, e.g. mmrun train fusion=attention clip=0.5
   mmrun train -m clip=none,0.5,2 seeds=3           a sweep: every combination, three seeds each
   mmrun resume RUN|SWEEP [trainer.max_epochs=N]    continue an interrupted run or sweep
+  mmrun sweep status|cancel SWEEP                  how a sweep stands: points, time left, best; or end it
   mmrun eval RUN [missing.test_rate=0.3]           score a finished run under other test conditions
   mmrun predict RUN --input DIR --output FILE      use a finished run
   mmrun suggest RUN                                thresholds worth trying, from its raw gradient norms
@@ -78,6 +79,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     for verb in (
         "train",
         "resume",
+        "sweep",
         "eval",
         "predict",
         "suggest",

@@ -14,8 +14,7 @@ from mmrun.exits import say, shown
 from mmrun.launch import report
 from mmrun.launch.executor import Executor
 from mmrun.launch.made import made
-from mmrun.launch.plan import DONE, TO_DO, Planned, plan
-from mmrun.launch.running import slim
+from mmrun.launch.plan import DONE, TO_DO, Planned, plan, slim
 from mmrun.launch.source import Listed
 from mmrun.launch.study import Study
 from mmrun.launch.view import open_view
@@ -37,7 +36,7 @@ class Outcome:
 
     Args:
         directory: the sweep's folder.
-        records: {run directory: ``running.slim`` of run.json} of every point of the command.
+        records: {run directory: ``plan.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
     """

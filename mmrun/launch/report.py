@@ -217,8 +217,13 @@ def interrupted(
     directory: Path, done: int, total: int, unfrozen: Ledger | None, of: str = "points"
 ) -> str:
     """How far it came, and how to go on; with the sweep's own command where not every point has a folder yet."""
-    command = f"{program()} resume {shlex.quote(shown(directory))}"
-    return f"{done} of {total} {of} are done; continue: {again(unfrozen) if unfrozen else command}"
+    command = again(unfrozen) if unfrozen else resuming(directory)
+    return f"{done} of {total} {of} are done; continue: {command}"
+
+
+def resuming(directory: Path) -> str:
+    """The command that goes on with a sweep as it is."""
+    return f"{program()} resume {shlex.quote(shown(directory))}"
 
 
 def again(ledger: Ledger) -> str:

@@ -27,7 +27,7 @@ ROUNDS = 20
 KILLS = 5  # of a round, at most
 POINTS = 12
 WORDS = (
-    *("train", "-m", *SMALL, "dataset.samples=1000", "sweep=s", "trainer.max_epochs=30"),
+    *("train", "-m", *SMALL, "sweep=s", "trainer.max_epochs=60"),
     *("clip=none,0.5,autoclip", "fusion=concat,attention", "seeds=2", "trainer.checkpoint=both"),
     *("launcher=local", "launcher.workers=2", "trainer.checkpoint_every=2"),
 )
