@@ -36,7 +36,9 @@ class Place:
     taken: Taken | None
     seats: list[Seat] = field(default_factory=list["Seat"])
     closing: bool = False  # takes no more jobs: another sweep wants its GPUs
-    idle_since: float | None = None  # since its last job has ended; None while it has one, or had none yet
+    idle_since: float | None = (
+        None  # since its last job has ended; None while it has one, or had none yet
+    )
 
     @property
     def busy(self) -> bool:
@@ -50,7 +52,9 @@ class Seat:
 
     place: Place
     worker: WorkerProcess | None = None
-    spare: WorkerProcess | None = None  # imports what the next point needs, where each has a process of its own
+    spare: WorkerProcess | None = (
+        None  # imports what the next point needs, where each has a process of its own
+    )
     task: Task | None = None
 
     @property
@@ -167,7 +171,9 @@ class Local(Executor):
         for job, seat in zip(jobs, free, strict=False):
             self._number += 1
             task = Task(job, self._number, seat, self._worker(seat))
-            directory = str(job.directory.absolute())  # wherever an earlier point has left the worker
+            directory = str(
+                job.directory.absolute()
+            )  # wherever an earlier point has left the worker
             task.worker.send(job=task.number, directory=directory, trust=list(job.trust))
             seat.task, seat.place.idle_since = task, None
             if self._isolate and self._number < self._expected and seat.spare is None:
@@ -291,7 +297,9 @@ class Local(Executor):
             if not self._told:
                 self._told = True
                 holders = ", ".join(self._locks.holders()) or "another process"
-                say(f"waiting for {'a GPU' if self._size == 1 else f'{self._size} GPUs'}: {holders}")
+                say(
+                    f"waiting for {'a GPU' if self._size == 1 else f'{self._size} GPUs'}: {holders}"
+                )
         return taken is not None
 
     def _open(self, taken: Taken | None, seats: int) -> None:
@@ -349,8 +357,10 @@ class Local(Executor):
 
     def _start(self, place: Place) -> WorkerProcess:
         gpus, locks = (place.taken.gpus, place.taken.files) if place.taken else ((), ())
-        environment = dict.fromkeys(THREADS, str(self._threads))
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.entry for gpu in gpus)
+        environment = {
+            **{name: str(self._threads) for name in THREADS},
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.entry for gpu in gpus),
+        }
         return WorkerProcess(environment, locks)
 
     def _known(self) -> list[WorkerProcess]:
@@ -392,7 +402,9 @@ class Local(Executor):
             reason = worker.reason()
             worker.keep_printed(log)
             self._end(task, Ended(reason=reason))
-        elif worker.gone or not worker.leaving:  # what it has of a GPU's memory is free for the next one
+        elif (
+            worker.gone or not worker.leaving
+        ):  # what it has of a GPU's memory is free for the next one
             error = task.reply["error"]
             self._end(task, Ended(reason=error, stopped_by="error") if error else Ended())
 
