@@ -357,8 +357,10 @@ class Local(Executor):
 
     def _start(self, place: Place) -> WorkerProcess:
         gpus, locks = (place.taken.gpus, place.taken.files) if place.taken else ((), ())
-        environment = dict.fromkeys(THREADS, str(self._threads))
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.entry for gpu in gpus)
+        environment = {
+            **{name: str(self._threads) for name in THREADS},
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.entry for gpu in gpus),
+        }
         return WorkerProcess(environment, locks)
 
     def _known(self) -> list[WorkerProcess]:

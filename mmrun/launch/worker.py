@@ -8,6 +8,8 @@ imported, and ``{"job": 1, "error": null, "retire": false}`` when a job has ende
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import faulthandler
 import io
 import json
@@ -22,7 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from mmrun.errors import described
 from mmrun.launch import task
@@ -175,5 +177,14 @@ def _end_group(*_: Any) -> None:
     os._exit(1)
 
 
+def _exit(code: int) -> NoReturn:
+    """Without the 1 to 2 s in which Python would take torch and Lightning apart, but not without what libraries do last."""
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit(main())

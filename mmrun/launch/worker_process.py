@@ -16,9 +16,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrun import user_code
 from mmrun.errors import shortened
 from mmrun.launch.executor import GRACE_S
-from mmrun.user_code import added_to_path, child_environment
 
 MOST_PRINTED = 2**20  # bytes of what a point prints that go to its train.log
 
@@ -40,11 +40,11 @@ class WorkerProcess:
         command = [sys.executable, "-m", "mmrun.launch.worker", str(os.getpid())]
         command += [str(theirs.fileno())]
         command += [word for file in locks for word in ("--lock", str(file))]
-        command += [word for folder in added_to_path for word in ("--path", folder)]
+        command += [word for folder in user_code.added_to_path for word in ("--path", folder)]
         with theirs:
             self._process = subprocess.Popen(
                 command,
-                env={**child_environment(), **environment},
+                env={**user_code.child_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=self._printed,
                 stderr=self._printed,
@@ -97,10 +97,9 @@ class WorkerProcess:
 
     def dismiss(self) -> None:
         """It ends by itself, now that nothing more will come; by force where it takes too long."""
-        if self._leaving is None:
-            self._leaving = time.monotonic()
-            self.heard_all = True
-            self.link.close()
+        self._leaving = self._leaving or time.monotonic()
+        self.heard_all = True
+        self.link.close()
 
     def kill(self) -> None:
         """End it and what it has started by force."""
