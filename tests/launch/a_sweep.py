@@ -98,8 +98,9 @@ def main(scene: str) -> int:
         if scene == "unseen":  # until the test says that nobody looks any more
             while not Path("gone").exists():
                 show(view, points, 0.1)
-            exits.say("unheard")
             show(view, [*points, running("another", 1)], 0.5)
+            exits.say("unheard")
+            show(view, points, 0.5)
             view.ended(planned("clip=1,seed=0"), ended(0.5), 12.0)
         show(view, points[:1], 0.5)
     Path("end").touch()
