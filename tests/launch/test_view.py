@@ -248,6 +248,22 @@ def test_nothing_is_drawn_where_something_else_draws(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TERM", "xterm")
     assert type(open_view(1, print, alone=True)) is LiveView
     assert type(open_view(1, print, alone=False)) is View
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(open_view(1, print, alone=True)) is View
+
+
+def test_a_terminal_that_goes_in_the_midst_of_drawing_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    silenced: list[bool] = []
+    monkeypatch.setattr("mmrun.launch.view.unheard", lambda: silenced.append(True))
+    monkeypatch.setattr("rich.live.Live.update", gone)
+    with LiveView(8, print) as view:
+        view.tick([running("seed=0", 3)])
+    assert silenced == [True]
 
 
 # What it costs
@@ -267,8 +283,14 @@ def test_it_draws_a_few_times_a_second_and_only_what_has_changed(
             now[0] += 0.04
             view.tick(points)
             drawn += filter(None, [capsys.readouterr().out])
-    assert len(drawn) == 4  # its clocks say whole seconds
-    assert now[0] == pytest.approx(1004.0)
+        assert len(drawn) == 4  # its clocks say whole seconds
+        drawn.clear()
+        for _ in range(100):
+            now[0] += 0.04
+            view.progress.retried += 1
+            view.tick(points)
+            drawn += filter(None, [capsys.readouterr().out])
+        assert len(drawn) in range(12, 17)  # in 4 seconds
 
 
 def test_drawing_is_cheap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
