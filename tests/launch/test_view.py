@@ -244,8 +244,10 @@ def test_a_broken_pipe_ends_nothing():
 
 
 def test_nothing_is_drawn_where_something_else_draws(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert type(open_view(1, print, alone=True)) is View
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert type(open_view(1, print, alone=True)) is LiveView
     assert type(open_view(1, print, alone=False)) is View
     monkeypatch.setenv("TERM", "dumb")
