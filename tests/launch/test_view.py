@@ -321,3 +321,13 @@ def test_a_screen_is_one():
     assert screen.lines == ["日本", "two!", "abcdefghij", "kl"]
     screen.resize(5)
     assert screen.lines == ["日本", "two!", "abcde", "fghij", "kl"]
+
+
+def test_a_point_that_has_ended_runs_no_more():
+    first, second = running("seed=0", 3), running("seed=1", 4)
+    lines: list[str] = []
+    view = View(2, lines.append)
+    view.tick([first, second])
+    view.ended(first.planned, ended(0.25), 4.0)
+    assert view.running == [second]
+    assert len(lines) == 1
