@@ -80,7 +80,7 @@ def two(view: View) -> list[Running]:
     return points
 
 
-def main(scene: str) -> None:
+def main(scene: str) -> int:
     """A scene; every one says at its end that it came to it."""
     total, many = 8, [running(f"{HARD}{k}", 10 + k) for k in range(64)] if scene == "many" else []
     with interruptible(), unhung(), open_view(total, exits.say, alone=True) as view:
@@ -98,13 +98,15 @@ def main(scene: str) -> None:
         if scene == "unseen":  # until the test says that nobody looks any more
             while not Path("gone").exists():
                 show(view, points, 0.1)
-            exits.say("unheard")
             show(view, [*points, running("another", 1)], 0.5)
+            exits.say("unheard")
+            show(view, points, 0.5)
             view.ended(planned("clip=1,seed=0"), ended(0.5), 12.0)
         show(view, points[:1], 0.5)
     Path("end").touch()
     exits.say("the end")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(exits.guarded(lambda: main(sys.argv[1])))
