@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrun.compose.space import Space, Value
 from mmrun.errors import UserError, nearest, printable
-from mmrun.launch.plan import Planned, found_at, plan, present
-from mmrun.launch.running import slim
+from mmrun.launch.plan import Planned, found_at, plan, present, slim
 from mmrun.launch.source import Source
 from mmrun.runs.better import higher
 from mmrun.runs.layout import STUDY, Paths

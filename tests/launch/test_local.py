@@ -217,7 +217,11 @@ def test_workers_end_with_their_parent(pool: Callable[..., Local]):
         parent.wait()
     record = record_of(Path("points/p0"))
     assert (record["status"], record["stopped_by"]) == ("killed", "terminate")
-    print(os.popen("ls -l /proc/*/fd 2>/dev/null | grep 'gpu-0.lock'; ps axo pid,ppid,pgid,stat,etime,args | grep -v grep | grep -i 'python' | cut -c1-150").read())
+    print(
+        os.popen(
+            "ls -l /proc/*/fd 2>/dev/null | grep 'gpu-0.lock'; ps axo pid,ppid,pgid,stat,etime,args | grep -v grep | grep -i 'python' | cut -c1-150"
+        ).read()
+    )
     assert pool(gpus=[0]).room() == 1
 
 
