@@ -83,6 +83,21 @@ def deaf() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+@contextlib.contextmanager
+def unhung() -> Iterator[None]:
+    """The terminal may close while this lasts: SIGHUP is not heard, nor by processes that are started meanwhile."""
+    before = None
+    with contextlib.suppress(
+        ValueError, AttributeError
+    ):  # only the main thread can say so; no such signal
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGHUP, before)
+
+
 def end_with_parent(parent: int | None = None) -> None:
     """Have SIGTERM sent to this process when the one that started it is gone, even by SIGKILL. Linux alone can do it.
 

@@ -100,6 +100,7 @@ class Point:
 # Words of a command line that make a sweep of it, and are no settings.
 MULTIRUN = ("-m", "--multirun")
 SWEEP_WORDS = ("seeds", "rerun", "sweep")
+SWEEPER = "sweeper"  # the group of who makes the points of a sweep: every combination, or what Optuna chooses
 Rerun = Literal["false", "stale", "true"]
 
 

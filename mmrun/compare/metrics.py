@@ -9,11 +9,10 @@ from typing import Any, cast
 
 from mmrun.compare.collect import ENDED, Row
 from mmrun.errors import UserError, nearest
+from mmrun.runs.better import higher
 
 VAL, TEST, TEST_LAST, TRAIN_EVAL = "val", "test", "test_last", "train_eval"
 LOSS = "loss"
-# Metrics of which less is better; of every other one more is. Words of their names.
-_LESS = {"loss", "mse", "mae", "rmse", "nll", "ece", "brier", "error", "rank", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _higher(rows: Sequence[Row], name: str) -> bool:
         monitor: Mapping[str, Any] = row.record["monitor"]
         if monitor.get("metric") == f"{VAL}/{name}" and monitor.get("mode") in ("min", "max"):
             return monitor["mode"] == "max"
-    return not _LESS.intersection(name.replace("@", "_").replace("/", "_").split("_"))
+    return higher(name)
 
 
 def _float(value: Any) -> float | None:

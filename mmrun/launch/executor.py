@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmrun.errors import UserError
-from mmrun.signature import check
-from mmrun.trust import check_targets
+from mmrun.launch.made import made
 
 GRACE_S = 4.0  # what a job that is told to end has for its last words
 
@@ -56,6 +54,9 @@ class Executor(ABC):
 
     queues: ClassVar[bool] = False
     """Whether a submitted job may wait for its turn: its time begins when its run.json says running."""
+
+    blocks: ClassVar[bool] = False
+    """Whether ``submit`` returns when the job has ended, which shows itself what it does."""
 
     def __init__(
         self, *, fail_fast: bool = False, max_retries: int = 0, timeout_s: float | None = None
@@ -121,21 +122,4 @@ def make_executor(node: Mapping[str, Any], trust: Collection[str] = ()) -> Execu
     Raises:
         UserError: none of ours or of the trusted packages, or settings that it does not take.
     """
-    check_targets({"launcher": dict(node)}, trust)
-    target, knobs = (
-        str(node.get("_target_", "")),
-        {k: v for k, v in node.items() if k != "_target_"},
-    )
-    module, _, name = target.rpartition(".")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            "launcher._target_ cannot be loaded", given=target or "nothing", remedy=f"{error}."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Executor)):
-        raise UserError(
-            "launcher._target_ is no Executor", given=target, remedy="See mmrun list launcher."
-        )
-    check(found, knobs, "launcher")
-    return found(**knobs)
+    return made("launcher", node, Executor, trust)

@@ -7,22 +7,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmrun import compose
+from mmrun.compose.space import Space
 from mmrun.errors import UserError
-from mmrun.exits import say
+from mmrun.exits import say, shown
 from mmrun.launch import report
 from mmrun.launch.executor import Executor
-from mmrun.launch.plan import DONE, TO_DO, Planned, plan
-from mmrun.launch.running import slim
+from mmrun.launch.made import made
+from mmrun.launch.plan import DONE, TO_DO, Planned, plan, slim
 from mmrun.launch.source import Listed
-from mmrun.launch.view import View
+from mmrun.launch.study import Study
+from mmrun.launch.view import open_view
 from mmrun.launch.work import Work
-from mmrun.runs.layout import CANCEL, SWEEP_RECORD
+from mmrun.runs.layout import CANCEL, STUDY, SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.reader import point as frozen_point
+from mmrun.runs.standing import candidate
 from mmrun.runs.writer import freeze
-from mmrun.signals import Interrupted, interruptible
-from mmrun.spec import Point, Rerun, Sweep
+from mmrun.signals import Interrupted, interruptible, unhung
+from mmrun.spec import SWEEPER, Point, Rerun, Sweep
 from mmrun.trust import check_targets
 
 
@@ -32,7 +36,7 @@ class Outcome:
 
     Args:
         directory: the sweep's folder.
-        records: {run directory: ``running.slim`` of run.json} of every point of the command.
+        records: {run directory: ``plan.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
     """
@@ -73,27 +77,11 @@ def drive(
         Interrupted: SIGINT or SIGTERM came; a note says how to go on.
     """
     directory = (outputs / sweep.name).absolute()
-    with interruptible(), locked(directory):
+    if isinstance(sweep, Space):
+        return _search(directory, sweep, executor, trust, notes, say)
+    with interruptible(), unhung(), locked(directory):
         planned = plan(directory, sweep.points, sweep.rerun)
-        ledger = (
-            read_ledger(directory)
-            if (directory / SWEEP_RECORD).exists()
-            else Ledger(name=sweep.name)
-        )
-        ledger = ledger.extended(
-            overrides=sweep.overrides,
-            config_dirs=sweep.config_dirs,
-            axes=sweep.axes,
-            points={each.point.id: each.directory.name for each in planned},
-        )
-        try:
-            write_ledger(directory, ledger)
-        except OSError as error:
-            raise UserError(
-                f"the sweep's ledger cannot be written: {error.strerror or error}",
-                given=directory / SWEEP_RECORD,
-                remedy="Make room, or name another folder with outputs=DIR.",
-            ) from error
+        ledger = _recorded(directory, sweep, planned)
         for line in report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle):
             say(line)
         for line in notes if any(each.action in TO_DO for each in planned) else ():
@@ -114,7 +102,12 @@ def resume(
         UserError: a point names code that is not trusted; nothing is touched then.
     """
     directory = directory.absolute()
-    with interruptible(), locked(directory):
+    space = _space_of(directory)
+    if space is not None:
+        for point in space.points:
+            check_targets(point.config, trust)
+        return _search(directory, space, executor, trust, (), say)
+    with interruptible(), unhung(), locked(directory):
         ledger = read_ledger(directory)
         points: dict[str, Point] = {}
         unreadable: dict[Path, str] = {}
@@ -149,6 +142,59 @@ def resume(
         return outcome
 
 
+def _recorded(directory: Path, sweep: Sweep, planned: Sequence[Planned]) -> Ledger:
+    """The sweep's ledger with what this command adds to it, written."""
+    there = (directory / SWEEP_RECORD).exists()
+    ledger = (read_ledger(directory) if there else Ledger(name=sweep.name)).extended(
+        overrides=sweep.overrides,
+        config_dirs=sweep.config_dirs,
+        axes=sweep.axes,
+        points={each.point.id: each.directory.name for each in planned},
+    )
+    try:
+        write_ledger(directory, ledger)
+    except OSError as error:
+        raise UserError(
+            f"the sweep's ledger cannot be written: {error.strerror or error}",
+            given=directory / SWEEP_RECORD,
+            remedy="Make room, or name another folder with outputs=DIR.",
+        ) from error
+    return ledger
+
+
+def _space_of(directory: Path) -> Space | None:
+    """What the sweep's last command spans, where its points are chosen on the way."""
+    if not (directory / STUDY).is_file():
+        return None
+    ledger = read_ledger(directory)
+    found = compose.sweep(ledger.overrides, ledger.config_dirs)
+    return found if isinstance(found, Space) else None
+
+
+def _search(
+    directory: Path,
+    space: Space,
+    executor: Executor,
+    trust: Collection[str],
+    notes: Sequence[str],
+    say: Callable[[str], None],
+) -> Outcome:
+    """``drive`` where the points are chosen on the way."""
+    study = made(SWEEPER, space.sweeper, Study, trust)
+    with interruptible(), unhung(), locked(directory):
+        ledger = _recorded(directory, space, ())
+        study.open(space, directory, ledger.name)
+        say(f"{'sweep':8} {shown(directory)}")
+        for line in (*study.opening(), *(() if study.exhausted else notes)):
+            say(line)
+        outcome = _run(directory, ledger, study.under_way, executor, trust, say, study)
+        outcome.refused.update(study.refused)
+        outcome.records = {run: slim(read(run)) for run in study.folders()}
+        for line in study.closing():
+            say(line)
+        return outcome
+
+
 def _run(
     directory: Path,
     ledger: Ledger,
@@ -156,6 +202,7 @@ def _run(
     executor: Executor,
     trust: Collection[str],
     say: Callable[[str], None],
+    study: Study | None = None,
 ) -> Outcome:
     outcome = Outcome(directory)
     request = directory / CANCEL
@@ -163,47 +210,63 @@ def _run(
     todo = [each for each in planned if each.action in TO_DO]
     others = [each for each in planned if each.action == "wait"]
     unfrozen: Ledger | None = ledger
-    jobs = dict(ledger.jobs)
-
-    def submitted(keys: Mapping[str, str]) -> None:
-        jobs.update(keys)
-        write_ledger(directory, replace(ledger, jobs=jobs))
-
+    book = _Book(directory, ledger)
+    if study is not None:
+        study.register = book.points
+        book.points(list(study.planned.values()))
+    jobs = ledger.jobs
     try:
-        if todo:
-            executor.prepare(len(todo))
+        if todo or (study is not None and not study.exhausted):
+            executor.prepare(study.total if study is not None else len(todo))
         for each in todo:  # all of them, before the first is trained: conf/ may be edited then
             _freeze(each, ledger.name, outcome)
         unfrozen = None
         todo = [each for each in todo if each.directory not in outcome.refused]
         trusted = tuple(trust)
-        work = Work(
-            executor,
-            trust=trusted,
-            view=View(len(todo), say),
-            cancelled=request.exists,
-            submitted=submitted,
+        view = open_view(
+            study.total if study is not None else len(todo) + len(others),
+            say,
+            alone=not executor.blocks,
+            before=[
+                candidate(each.directory, each.record)
+                for each in planned
+                if each.action not in TO_DO and each.record is not None
+            ],
         )
-        adopted = [
-            each
-            for each in (*todo, *others)
-            if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
-        ]
-        for each in others:
-            if each not in adopted:
-                work.wait_for(each)
-        try:
-            work.run(Listed(each for each in todo if each not in adopted))
-        except Interrupted as signal:
-            said = work.interrupted()
-            signal.__notes__ = [said] if said else []  # how the point alone goes on
-            raise
-        except BaseException:
-            work.interrupted()
-            raise
+        with view:
+            work = Work(
+                executor,
+                trust=trusted,
+                view=view,
+                cancelled=request.exists,
+                submitted=book.jobs,
+            )
+            adopted = [
+                each
+                for each in (*todo, *others)
+                if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
+            ]
+            for each in others:
+                if each not in adopted:
+                    work.wait_for(each)
+            if study is not None:
+                for each in (*adopted, *others):
+                    study.held(each)
+            try:
+                work.run(study or Listed(each for each in todo if each not in adopted))
+            except Interrupted as signal:
+                said = work.interrupted()
+                signal.__notes__ = [said] if said else []  # how the point alone goes on
+                raise
+            except BaseException:
+                work.interrupted()
+                raise
     except Interrupted as signal:
-        left = sum(read(each.directory)["status"] not in DONE for each in planned)
         signal.__notes__ = getattr(signal, "__notes__", None) or []
+        if study is not None:
+            signal.add_note(report.interrupted(directory, *study.progress, None, of="trials"))
+            raise
+        left = sum(read(each.directory)["status"] not in DONE for each in planned)
         signal.add_note(report.interrupted(directory, len(planned) - left, len(planned), unfrozen))
         raise
     finally:
@@ -213,6 +276,28 @@ def _run(
     for refused in outcome.refused:
         outcome.records.pop(refused, None)
     return outcome
+
+
+class _Book:
+    """The ledger while the sweep goes on: what comes to it is written at once."""
+
+    def __init__(self, directory: Path, ledger: Ledger) -> None:
+        self.directory = directory
+        self.ledger = ledger
+
+    def jobs(self, keys: Mapping[str, str]) -> None:
+        """These jobs outlive this process."""
+        self._write(replace(self.ledger, jobs={**self.ledger.jobs, **keys}))
+
+    def points(self, planned: Sequence[Planned]) -> None:
+        """These points are to be made."""
+        new = {each.point.id: each.directory.name for each in planned}
+        if not new.items() <= self.ledger.points.items():
+            self._write(replace(self.ledger, points={**self.ledger.points, **new}))
+
+    def _write(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        write_ledger(self.directory, ledger)
 
 
 def _freeze(each: Planned, sweep: str, outcome: Outcome) -> None:

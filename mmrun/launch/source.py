@@ -11,13 +11,12 @@ from mmrun.launch.plan import Planned
 
 
 class Source(ABC):
-    """Gives the loop points to train, one by one, and hears how they end.
+    """Gives the loop points to train, one by one, and hears how they end."""
 
-    Attributes:
-        total: how many points there will be in all.
-    """
-
-    total: int
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many points there will be in all, as far as it can be said."""
 
     @abstractmethod
     def next(self) -> Planned | None:
@@ -45,7 +44,12 @@ class Listed(Source):
 
     def __init__(self, points: Iterable[Planned]) -> None:
         self._waiting = deque(points)
-        self.total = len(self._waiting)
+        self._total = len(self._waiting)
+
+    @property
+    def total(self) -> int:
+        """All of the list."""
+        return self._total
 
     def next(self) -> Planned | None:
         """The first that has not been given yet."""

@@ -15,6 +15,7 @@ ID_DIGITS = 8
 RECORD = "run.json"
 SWEEP_RECORD = "sweep.json"
 LOCK = "lock"
+STUDY = "study.journal"  # beside sweep.json where a sweeper chooses: its trials
 CANCEL = "cancel"  # in a sweep's folder: a request to its driver to end it
 METRICS_KEYS = ("step", "epoch", "time")
 _UNSAFE = re.compile(r"[/\\\s\x00-\x1f\x7f]")
