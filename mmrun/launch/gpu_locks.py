@@ -32,7 +32,7 @@ class Taken:
 
     def __init__(self, gpus: Sequence[Gpu], files: Sequence[int]) -> None:
         self.gpus = tuple(gpus)
-        self.files = tuple(files)
+        self.files: tuple[int, ...] = tuple(files)
 
     def release(self) -> None:
         """Let go; workers that hold them still keep them until they have ended."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,38 +135,43 @@ def job(name: str, act: str = "nothing", *overrides: str) -> Job:
     return Job(directory=directory, trust=TRUST)
 
 
-def finish(executor: Executor, jobs: Sequence[Job]) -> dict[str, tuple[Ended, Mapping[str, Any]]]:
+def finish(
+    executor: Executor, jobs: Iterable[Job], *, deadline_s: float = DEADLINE_S
+) -> dict[str, tuple[Ended, Mapping[str, Any]]]:
     """Have an executor do all jobs; {folder: (how the job ended, run.json as it stands)}."""
-    waiting, active, found = list(jobs), dict[Any, Job](), {}
-    until = time.monotonic() + DEADLINE_S
-    while waiting or active:
+    waiting, active = iter(jobs), dict[Any, Job]()
+    found: dict[str, tuple[Ended, Mapping[str, Any]]] = {}
+    until = time.monotonic() + deadline_s
+    while True:
         assert time.monotonic() < until, "the pool does not end"
-        batch = (
-            [waiting.pop(0) for _ in range(min(executor.room(), len(waiting)))] if waiting else []
-        )
+        room = executor.room()
+        batch = list(itertools.islice(waiting, room))
         active |= dict(zip(executor.submit(batch), batch, strict=True))
+        if room and not active:
+            return found
         executor.wait(0.5)
         for handle in list(active):
             ended = executor.poll(handle)
             if ended is not None:
                 directory = active.pop(handle).directory
                 found[directory.name] = ended, record_of(directory)
-    return found
 
 
 def main(words: list[str]) -> None:
-    """``acting.py NAME ACT POINTS [KNOB=VALUE]``: a pool of its own, in the working directory, for tests that kill it."""
+    """``acting.py NAME ACT POINTS [KNOB=VALUE]``: a pool of its own, in the working directory, for tests that kill it.
+
+    0 points are points without an end.
+    """
     from mmrun.launch.local import Local
 
     name, act, points, *knobs = words
-    given: dict[str, Any] = {
-        key: eval(value) for key, _, value in (k.partition("=") for k in knobs)
-    }
+    given = {key: json.loads(value) for key, _, value in (k.partition("=") for k in knobs)}
+    numbers = range(int(points)) if int(points) else itertools.count()
     project(Path.cwd())
     pool = Local(**given)
-    pool.prepare(int(points))
+    pool.prepare(int(points) or 10)
     try:
-        finish(pool, [job(f"{name}{k}", act, f"seed={k}") for k in range(int(points))])
+        finish(pool, (job(f"{name}{k}", act, f"seed={k}") for k in numbers), deadline_s=600)
     finally:
         pool.close()
 
