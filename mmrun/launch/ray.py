@@ -18,7 +18,7 @@ from mmrun.errors import UserError, described
 from mmrun.exits import say
 from mmrun.launch import raytask
 from mmrun.launch.executor import GRACE_S, Ended, Executor, Job
-from mmrun.signals import STOPPED_BY
+from mmrun.signals import STOPPED_BY, Interrupted
 from mmrun.user_code import added_to_path, child_environment
 
 CONNECT_S = 5.0
@@ -120,34 +120,30 @@ class Ray(Executor):
         now = time.monotonic()
         if now - self._counted > FRESH_S:
             self._counted = now
-            self._slots = sum(slots(node, self.cpus, self._gpus) for node in self._nodes())
+            with _interrupts_as_they_are():
+                self._slots = sum(slots(node, self.cpus, self._gpus) for node in self._nodes())
         return max(self._slots + 1 - len(self._active), 0)
 
     def submit(self, jobs: Sequence[Job]) -> list[Any]:
         """A task for each."""
         given = raytask.Place(folder=os.getcwd(), modules=tuple(added_to_path))
-        handles = [self._task.remote(job, given) for job in jobs]
+        with _interrupts_as_they_are():
+            handles = [self._task.remote(job, given) for job in jobs]
         self._active.update(handles)
         return handles
 
     def poll(self, handle: Any) -> Ended | None:
         """Whether the task is over; where its process died, in words."""
-        done, _ = self._ray.wait([handle], timeout=0)
-        if not done:
-            return None
-        self._active.discard(handle)
-        try:
-            self._ray.get(handle)
-        except self._ray.exceptions.RayError as error:
-            return Ended(reason=self._reason(error))
-        return Ended()
-
-    def wait(self, seconds: float) -> None:
-        """Until a task has ended."""
-        if self._active:
-            self._ray.wait(list(self._active), num_returns=1, timeout=seconds)
-        else:
-            time.sleep(seconds)
+        with _interrupts_as_they_are():
+            done, _ = self._ray.wait([handle], timeout=0)
+            if not done:
+                return None
+            self._active.discard(handle)
+            try:
+                self._ray.get(handle)
+            except self._ray.exceptions.RayError as error:
+                return Ended(reason=self._reason(error))
+            return Ended()
 
     def cancel(self, handles: Sequence[Any]) -> None:
         """What Ray calls cancelling raises SIGINT in the task; by force it ends the process."""
@@ -176,8 +172,8 @@ class Ray(Executor):
         variables = SILENT
         if self.address is None:
             variables = {**SILENT, **LOOPBACK, **child_environment()}
-        else:
-            _check_reachable(self.address)
+        elif _check_reachable(self.address):
+            variables = {**SILENT, **LOOPBACK}  # else Ray takes it for this machine's other address
         with _variables(variables):
             self._ray = _import_ray()
             options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -287,19 +283,20 @@ def _print_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-def _check_reachable(address: str) -> None:
-    """Ray tries for minutes to connect where nobody listens."""
+def _check_reachable(address: str) -> bool:
+    """Raise UserError where nobody listens: Ray tries for minutes. Whether it is on loopback."""
     host, colon, port = address.removeprefix("ray://").rstrip("/").rpartition(":")
-    if address in ("auto", "local") or not colon or not port.isdecimal():
+    if not colon or not port.isdecimal():
         if address == "auto":
-            return
+            return False
         raise UserError(
             "launcher.address names no cluster",
             given=address,
             remedy="Write auto, HOST:PORT or ray://HOST:PORT; leave it out to start Ray here.",
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as link:
+            return link.getpeername()[0] in ("127.0.0.1", "::1")
     except (OSError, OverflowError) as error:
         raise UserError(
             "Ray cannot be reached",
@@ -318,6 +315,20 @@ def _handlers_kept() -> Iterator[None]:
         with contextlib.suppress(ValueError):  # only the main thread can say so
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_as_they_are() -> Iterator[None]:
+    """An exception that a signal raises in a call of Ray comes out of it as another one."""
+    try:
+        yield
+    except (SystemError, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, Interrupted):
+            raise cause from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(signal.SIGINT) from None
+        raise
 
 
 @contextlib.contextmanager

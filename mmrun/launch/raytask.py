@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,10 @@ from mmrun.runs import reader
 from mmrun.runs.layout import Paths
 from mmrun.signals import Interrupted, ending, interruptible
 from mmrun.user_code import add_folders
+
+# Words of errors after which a process is not to be used again.
+LASTING = ("cuda", "cudnn", "cublas", "nccl", "out of memory", "can't allocate memory")
+MOST_PRINTED = 2**20  # bytes of what a point prints that go to its train.log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ def work(job: Job, place: Place) -> None:
         os.chdir(place.folder)
     add_folders(place.modules)
     spoiled = False
-    with _printing_to(Paths(job.directory).log):
+    with _printed_at_the_end_of(Paths(job.directory).log):
         with ending():  # half an import is none: such a process ends
             import mmrun.train  # noqa: F401
         try:
@@ -56,9 +62,6 @@ def _is_lasting(error: BaseException | None) -> bool:
     """Whether an error is one of CUDA or of memory: what comes next would feel it."""
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, MemoryError) or any(word in text for word in LASTING)
-
-
-LASTING = ("cuda", "cudnn", "cublas", "nccl", "out of memory", "can't allocate memory")
 
 
 @contextlib.contextmanager
@@ -91,21 +94,26 @@ def _woken() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
-    """What is printed meanwhile, by whatever means, goes to a file."""
+def _printed_at_the_end_of(log: Path) -> Iterator[None]:
+    """What is printed meanwhile, by whatever means, is appended to a log; a training begins its log anew."""
     streams = (sys.stdout, sys.stderr)
-    for stream in streams:
-        stream.flush()
     kept = [os.dup(number) for number in (1, 2)]
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for number in (1, 2):
-        os.dup2(file, number)
-    os.close(file)
-    try:
-        yield
-    finally:
-        for stream in streams:
+    with tempfile.TemporaryFile() as printed:
+        fcntl.fcntl(printed, fcntl.F_SETFL, fcntl.fcntl(printed, fcntl.F_GETFL) | os.O_APPEND)
+        for stream, number in zip(streams, (1, 2), strict=True):
             stream.flush()
-        for number, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+            os.dup2(printed.fileno(), number)
+        try:
+            yield
+        finally:
+            for stream, number, copy in zip(streams, (1, 2), kept, strict=True):
+                stream.flush()
+                os.dup2(copy, number)
+                os.close(copy)
+            size = os.fstat(printed.fileno()).st_size
+            begin = max(0, size - MOST_PRINTED)
+            text = os.pread(printed.fileno(), size - begin, begin).decode(errors="replace")
+            if text.strip():
+                before = f"... {begin} bytes before\n" if begin else ""
+                with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                    file.write(f"printed:\n{before}{text.rstrip()}\n")

@@ -56,6 +56,9 @@ def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
 QUICK = (*SMALL, "trainer.max_epochs=2", "trainer.checkpoint=both", "trainer.accelerator=cpu")
 RAY = ("launcher=ray", "launcher.num_cpus=8")
 SWEEP = Path("outputs/s")
+SAFE = {
+    "PYTHONSAFEPATH": "1"
+}  # as the command itself, unlike python -m, does not look in its folder
 END_S = 5.0  # in which every point has to end
 GONE_S = 15.0  # in which Ray's own processes have to be gone, on a busy machine
 
@@ -71,6 +74,7 @@ class Acting(Concat):
     def __init__(self, dims, *, act: str = "", others: int = 0, meeting: str = "") -> None:
         super().__init__(dims)
         self.act, self.others, self.meeting = act, others, Path(meeting)
+        self.step = 0
 
     def forward(self, tokens):
         if self.training and torch.is_grad_enabled():
@@ -84,9 +88,10 @@ class Acting(Concat):
                 os.kill(os.getpid(), signal.SIGKILL)
             if act == "hangs":
                 time.sleep(600)
-            if act == "waits":  # at each step, until a file in the working folder says go
-                self.act = act
-                time.sleep(0 if Path("go").exists() else 0.3)
+            if act == "waits":  # in its second epoch, until a file in the working folder says go
+                self.act, self.step = act, self.step + 1
+                while self.step > 5 and not Path("go").exists():
+                    time.sleep(0.05)
         return super().forward(tokens)
 
     def meet(self):
@@ -222,11 +227,12 @@ def test_a_feigned_signal_wakes_a_process_that_waits():
 
 
 def test_what_is_printed_goes_to_the_file(capfd: pytest.CaptureFixture[str]):
-    with raytask._printing_to(Path("log")):
+    Path("log").write_text("zero\n")
+    with raytask._printed_at_the_end_of(Path("log")):
         os.write(1, b"one\n")
         subprocess.run(["sh", "-c", "echo two >&2"], check=True)
     os.write(1, b"three\n")
-    assert Path("log").read_text() == "one\ntwo\n"
+    assert Path("log").read_text() == "zero\nprinted:\none\ntwo\n"
     assert capfd.readouterr().out == "three\n"
 
 
@@ -242,6 +248,16 @@ def test_an_address_where_nothing_is(address: str, said: str):
     assert said in done.stderr
 
 
+def test_an_interrupt_comes_out_of_ray_as_it_is():
+    """Ray's own code makes a SystemError of it, or a KeyboardInterrupt."""
+    for other in (SystemError, KeyboardInterrupt):
+        with pytest.raises(Interrupted) as caught, launcher._interrupts_as_they_are():
+            raise other from Interrupted(signal.SIGTERM)
+        assert caught.value.signum == signal.SIGTERM
+    with pytest.raises(SystemError), launcher._interrupts_as_they_are():
+        raise SystemError("another")
+
+
 # On a real one
 
 
@@ -254,7 +270,7 @@ class Command:
                 [sys.executable, "-m", "mmrun", *words],
                 stdout=out,
                 stderr=err,
-                env=environment_with({}),
+                env=environment_with(SAFE),
             )
         self.family: set[tuple[int, int | None]] = set()
 
@@ -333,7 +349,7 @@ def test_each_point_has_its_gpu_and_ends_alone(
     assert found["fusion.act=dies"]["error"] == "its process died"
     assert "no luck" in found["fusion.act=raises"]["error"]
     assert sorted(path.read_text() for path in Path("meeting").iterdir()) == ["0", "1", "2", "3"]
-    for name in found:
+    for name in found.keys() - {"fusion.act=dies"}:
         log = (directory(name) / "train.log").read_text()
         assert re.search(rf"^sees [0-3] {name.partition('=')[2]}$", log, re.M), "what is printed"
     check_numbers(directory("fusion.act=none"))
@@ -434,12 +450,13 @@ def cluster() -> Iterator[str]:
     words = ["--block", "--head", "--node-ip-address=127.0.0.1", f"--port={port}"]
     words += ["--num-cpus=8", "--num-gpus=2", "--include-dashboard=false"]
     words += ["--disable-usage-stats", f"--temp-dir={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "err").open("w"),
-        env=environment_with(launcher.LOOPBACK),
-    )
+    with (folder / "err").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *words],
+            stdout=err,
+            stderr=err,
+            env=environment_with({**SAFE, **launcher.LOOPBACK}),
+        )
     family = set[tuple[int, int | None]]()
     try:
 
