@@ -111,8 +111,7 @@ class Ray(Executor):
         given, has = self.gpus_per_job, any(node.get("GPU", 0) for node in nodes)
         self._gpus = float(self.processes if has and self.on_gpu else 0) if given is None else given
         self._check_fits(nodes)
-        keep = {} if self._gpus else {"max_calls": 0}
-        options = {"num_cpus": self.cpus, "num_gpus": self._gpus, "max_retries": 0, **keep}
+        options = {"num_cpus": self.cpus, "num_gpus": self._gpus, "max_retries": 0}
         self._task = self._ray.remote(**options)(raytask.work)
 
     def room(self) -> int:
@@ -184,15 +183,20 @@ class Ray(Executor):
                     "include_dashboard": False,
                     "object_store_memory": STORE_BYTES,
                 }
+            # Half a Ray could not be ended; to connect to one may take minutes.
+            signals = _interrupts_as_they_are() if self.address else _interrupts_later()
             try:
-                with _elsewhere():
+                with _elsewhere(), signals:
                     context = self._ray.init(address=self.address or "local", **options)
             except Exception as error:
                 where = f"launcher.address={self.address}" if self.address else "launcher=ray"
+                hint = ". A cluster that asks for a token needs RAY_AUTH_MODE=token" * bool(
+                    self.address
+                )
                 raise UserError(
                     f"Ray cannot be {'reached' if self.address else 'started'}",
                     given=where,
-                    remedy=f"It says: {described(error).splitlines()[0]}",
+                    remedy=f"It says: {described(error).splitlines()[0]}{hint}.",
                 ) from error
         if self.address is None:
             self._session = Path(context.address_info["session_dir"])
@@ -322,6 +326,8 @@ def _interrupts_as_they_are() -> Iterator[None]:
     """An exception that a signal raises in a call of Ray comes out of it as another one."""
     try:
         yield
+    except SystemExit as error:  # Ray's own answer to SIGTERM
+        raise Interrupted(signal.SIGTERM) if error.code == signal.SIGTERM else error from None
     except (SystemError, KeyboardInterrupt) as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, Interrupted):
@@ -329,6 +335,19 @@ def _interrupts_as_they_are() -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(signal.SIGINT) from None
         raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """SIGINT and SIGTERM are heard at the end; but for a SIGTERM that Ray has taken for itself."""
+    heard: list[int] = []
+    with contextlib.suppress(ValueError):  # only the main thread can say so
+        for signum in STOPPED_BY:
+            signal.signal(signum, lambda number, _: heard.append(number))
+    with _interrupts_as_they_are():
+        yield
+    if heard:
+        raise Interrupted(heard[0])
 
 
 @contextlib.contextmanager

@@ -398,6 +398,17 @@ def test_an_interrupt_ends_all_points_and_the_same_command_goes_on(
 
 
 @needs_ray
+def test_an_interrupt_while_ray_starts_leaves_none(command: Callable[..., Command]):
+    ran = command("train", "-m", *QUICK, *RAY, "sweep=s", "seed=0,1")
+    ran.until(lambda: len(children(ran.process.pid)) > 1)
+    ran.process.send_signal(signal.SIGINT)
+    assert ran.wait() == 130
+    assert "mmrun: interrupted" in ran.err
+    assert not list(SWEEP.glob("seed*"))
+    ran.check_that_nothing_is_left()
+
+
+@needs_ray
 def test_two_processes_a_point(acting: tuple[str, ...], command: Callable[..., Command]):
     """DDP inside a task: two GPUs each, the numbers of two ranks alone."""
     ran = command(
@@ -420,7 +431,7 @@ def test_two_processes_a_point(acting: tuple[str, ...], command: Callable[..., C
 
 @needs_ray
 def test_a_cluster_that_is_there_is_shared_and_left(
-    acting: tuple[str, ...], command: Callable[..., Command], cluster: str
+    acting: tuple[str, ...], cluster: str, command: Callable[..., Command]
 ):
     """Two points on each of two GPUs; a point that nothing can hold waits for a node that can."""
     words = ("train", "-m", *acting, *QUICK, "launcher=ray", f"launcher.address={cluster}")
@@ -441,8 +452,9 @@ def test_a_cluster_that_is_there_is_shared_and_left(
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a Ray with two GPUs that no command has started."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else by whether a command has made a token
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
