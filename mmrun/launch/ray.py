@@ -188,6 +188,8 @@ class Ray(Executor):
             try:
                 with _elsewhere(), signals:
                     context = self._ray.init(address=self.address or "local", **options)
+                    if self.address is None:
+                        self._session = Path(context.address_info["session_dir"])
             except Exception as error:
                 where = f"launcher.address={self.address}" if self.address else "launcher=ray"
                 hint = ". A cluster that asks for a token needs RAY_AUTH_MODE=token" * bool(
@@ -198,8 +200,6 @@ class Ray(Executor):
                     given=where,
                     remedy=f"It says: {described(error).splitlines()[0]}{hint}.",
                 ) from error
-        if self.address is None:
-            self._session = Path(context.address_info["session_dir"])
 
     def _nodes(self) -> list[dict[str, float]]:
         """What every living node has."""
