@@ -3,11 +3,11 @@
 Data flows one way: command line -> ``compose`` -> ``Point`` -> ``build`` -> run directory -> ``train`` -> record. Floors, high to low;
 imports point down, or stay inside a package:
 
-    cli | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks, torchrun
+    cli | verbs | launch, compare, doctor, completion, wandb_sync | compose, point | train, ranks, torchrun
     | evaluate, closing, resuming, calibration | build | trainer, module, callbacks, isolation
     | model, gradients, loader | watching | bounds
     | encoders, fusion, objectives, clip, balance, missing, diagnostics, datasets | batch, tracking, schedules, checkpoint, signature, sources
-    | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile
+    | runs, settings, trust | spec, errors, options, shells, user_code, exits, signals, logfile, lasting
 
 ``mmrun.load(RUN)`` gives a trained model; ``mmrun.clip`` works in any PyTorch loop.
 """

@@ -35,10 +35,10 @@ def unheard() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line of long work at once. Its reader may go (``mmrun train -m ... | head``): the work goes on, unheard."""
+    """Print a line of long work at once. Its reader may go (``mmrun train -m ... | head``), or its terminal: the work goes on, unheard."""
     try:
         print(line, flush=True)  # noqa: T201 (what it is for)
-    except BrokenPipeError:
+    except OSError:
         unheard()
 
 
@@ -89,7 +89,10 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(printable(line) + "\n")
+    try:
+        sys.stderr.write(printable(line) + "\n")
+    except OSError:  # its terminal is gone: nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     if os.environ.get("MMRUN_TRACEBACK") == "1":
         sys.stderr.write(traceback.format_exc())
 

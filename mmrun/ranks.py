@@ -74,7 +74,8 @@ def launch_ranks(
         relay.quiet = True
         signum = getattr(error, "signum", signal.SIGTERM)
         if ranks is not None:
-            ranks.send_signal(signum)
+            # torchrun knows these two; any other would end it, and leave its ranks behind.
+            ranks.send_signal(signum if signum == signal.SIGINT else signal.SIGTERM)
             try:
                 ranks.wait(timeout=SHUTDOWN_S)
             except subprocess.TimeoutExpired:
@@ -89,10 +90,13 @@ def launch_ranks(
 def _note_interruption(
     directory: Path, started: str | None, signum: int, error: BaseException
 ) -> None:
-    """Say where the run is and how it goes on; write down its end where no rank had begun to."""
+    """Say where the run is and how it goes on; write down its end where no rank had begun to, and why it came."""
     record = reader.recorded(directory)
+    stopped_by = STOPPED_BY.get(signum, "signal")
     if record["started"] == started and record["status"] == "queued":
-        Run.open(directory).finish("killed", stopped_by=STOPPED_BY.get(signum, "signal"))
+        Run.open(directory).finish("killed", stopped_by=stopped_by)
+    elif record["status"] == "killed" and record["stopped_by"] != stopped_by:
+        Run.open(directory).update(stopped_by=stopped_by)
     resumable = Paths(directory).last.exists()
     error.add_note(continuing(directory) if resumable else f"the run: {shown(directory)}")
 

@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# {signal: what run.json says under ``stopped_by``}
-STOPPED_BY: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
+# {signal: what run.json says under ``stopped_by``}; the last is a cluster's, heard where ``preemptible``
+STOPPED_BY: dict[int, str] = {
+    signal.SIGINT: "interrupt",
+    signal.SIGTERM: "terminate",
+    signal.SIGUSR2: "preempted",
+}
+_HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM; not an Exception, so that nothing in between takes it for a failure."""
+    """SIGINT, SIGTERM or SIGUSR2; not an Exception, so that nothing in between takes it for a failure."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -31,7 +36,7 @@ def interruptible() -> Iterator[None]:
     """
     before: dict[int, Callable[..., Any] | int | None] = {}
     with contextlib.suppress(ValueError):
-        for signum in STOPPED_BY:
+        for signum in _HEARD:
             before[signum] = signal.signal(signum, _raise)
     interrupted = False
     try:
@@ -46,6 +51,16 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """SIGUSR2 too raises ``Interrupted`` while this lasts: a cluster is about to take the job away."""
+    before = signal.signal(signal.SIGUSR2, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+@contextlib.contextmanager
 def ending() -> Iterator[None]:
     """SIGINT and SIGTERM end the process at once while this lasts.
 
@@ -53,7 +68,7 @@ def ending() -> Iterator[None]:
     """
     before: dict[int, Callable[..., Any] | int | None] = {}
     with contextlib.suppress(ValueError):  # only the main thread can say so
-        for signum in STOPPED_BY:
+        for signum in _HEARD:
             before[signum] = signal.signal(signum, _end)
     try:
         yield
@@ -65,7 +80,7 @@ def ending() -> Iterator[None]:
 def take_signals() -> None:
     """Handle them here again, after a library has put handlers of its own in place."""
     with contextlib.suppress(ValueError):
-        for signum in STOPPED_BY:
+        for signum in _HEARD:
             signal.signal(signum, _raise)
 
 
@@ -74,13 +89,28 @@ def deaf() -> Iterator[None]:
     """Neither SIGINT nor SIGTERM is heard while this lasts: for the last words of a process that was told to end."""
     before: dict[int, Callable[..., Any] | int | None] = {}
     with contextlib.suppress(ValueError):
-        for signum in STOPPED_BY:
+        for signum in _HEARD:
             before[signum] = signal.signal(signum, signal.SIG_IGN)
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def unhung() -> Iterator[None]:
+    """The terminal may close while this lasts: SIGHUP is not heard, nor by processes that are started meanwhile."""
+    before = None
+    with contextlib.suppress(
+        ValueError, AttributeError
+    ):  # only the main thread can say so; no such signal
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGHUP, before)
 
 
 def end_with_parent(parent: int | None = None) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from mmrun import tracking
 from mmrun.build import Built, build, planned_steps
@@ -34,8 +33,9 @@ from mmrun.callbacks.wandb import WandbRun
 from mmrun.checkpoint import read_checkpoint
 from mmrun.closing import judge, score_checkpoints
 from mmrun.errors import UserError, described, nearest
-from mmrun.exits import continuing, shown, unheard
+from mmrun.exits import continuing, shown
 from mmrun.isolation import isolated
+from mmrun.lasting import LastingConsole
 from mmrun.logfile import log_file
 from mmrun.module import Scores
 from mmrun.ranks import launch_ranks, rank_and_world
@@ -155,7 +155,7 @@ class _Training:
         self.rank, self.world = rank_and_world() or (0, 1)
         self.first = self.rank == 0
         self.device = _device(built)
-        self.console = _LastingConsole()
+        self.console = LastingConsole()
         self.wandb = WandbRun(
             logger_mode if self.first else "none",
             line,
@@ -410,14 +410,6 @@ class _Training:
             if aloud or not self.brief:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             logging.getLogger("mmrun").info("%s", line)
-
-
-class _LastingConsole(Console):
-    """A console whose reader may go (``mmrun train | head``): the training goes on, unheard."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        unheard()
 
 
 class _OwnSignals(Callback):

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from mmrun import cli
-from tests.running import CONF, ROOT, SMALL, fit, mmrun, record_of, run_python, the_run
+from tests.running import CONF, PACKAGE, ROOT, SMALL, fit, mmrun, record_of, run_python, the_run
 
 A_RUN = str(ROOT / "tests" / "runs" / "data" / "format1")
 FUSION = """\
@@ -66,6 +66,11 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert f"mmrun {verb}" in out
     assert said(capsys, "help", verb) == out
     assert os.listdir() == []
+
+
+def test_every_verb_is_a_module():
+    files = [path for path in (PACKAGE / "verbs").glob("*.py") if "\ndef main(" in path.read_text()]
+    assert {path.stem for path in files} == set(cli.VERBS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

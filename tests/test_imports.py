@@ -22,8 +22,8 @@ Sources = Mapping[str, str]
 
 ABOVE_ALL = ("mmrun", "mmrun.__main__")  # the package's face and ``python -m mmrun`` stand with cli
 NO_TORCH = (
-    "cli completion shells launch compare wandb_sync compose point ranks tracking sources runs settings spec errors "
-    "options trust user_code exits"
+    "cli verbs completion shells launch compare wandb_sync compose point ranks tracking sources runs settings spec errors "
+    "options trust user_code exits lasting"
 )
 # Modules of the two launchers that are torch programs themselves.
 TORCH_ALLOWED = ("mmrun.launch.vectorized",)

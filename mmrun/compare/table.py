@@ -105,7 +105,12 @@ def compare(
 
 
 def text(
-    comparison: Comparison, *, format: str = "table", width: int | None = None, color: bool = False
+    comparison: Comparison,
+    *,
+    format: str = "table",
+    width: int | None = None,
+    color: bool = False,
+    following: str | None = None,
 ) -> str:
     """A comparison in a format.
 
@@ -114,6 +119,7 @@ def text(
         format: one of table, md, csv, json, latex.
         width: columns of the terminal; None for lines as long as they need to be.
         color: whether to write terminal colours.
+        following: the last line of a table; by default ``next_command``.
 
     Raises:
         UserError: there is no such format.
@@ -142,7 +148,8 @@ def text(
         return formats.markdown(columns, said_below)
     if format == "latex":
         return formats.latex(columns, said_below)
-    return formats.plain(columns, said_below, next_command(comparison), width=width, color=color)
+    following = next_command(comparison) if following is None else following
+    return formats.plain(columns, said_below, following, width=width, color=color)
 
 
 def notes(comparison: Comparison) -> list[str]:

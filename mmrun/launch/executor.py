@@ -55,6 +55,9 @@ class Executor(ABC):
     queues: ClassVar[bool] = False
     """Whether a submitted job may wait for its turn: its time begins when its run.json says running."""
 
+    blocks: ClassVar[bool] = False
+    """Whether ``submit`` returns when the job has ended, which shows itself what it does."""
+
     def __init__(
         self, *, fail_fast: bool = False, max_retries: int = 0, timeout_s: float | None = None
     ) -> None:

@@ -19,6 +19,8 @@ class Inline(Executor):
         gpus_per_job: processes of a point, where that is not ``trainer.devices``.
     """
 
+    blocks = True
+
     def __init__(
         self, *, fail_fast: bool = False, max_retries: int = 0, gpus_per_job: int | None = None
     ) -> None:

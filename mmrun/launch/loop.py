@@ -14,18 +14,18 @@ from mmrun.exits import say, shown
 from mmrun.launch import report
 from mmrun.launch.executor import Executor
 from mmrun.launch.made import made
-from mmrun.launch.plan import DONE, TO_DO, Planned, plan
-from mmrun.launch.running import slim
+from mmrun.launch.plan import DONE, TO_DO, Planned, plan, slim
 from mmrun.launch.source import Listed
 from mmrun.launch.study import Study
-from mmrun.launch.view import View
+from mmrun.launch.view import open_view
 from mmrun.launch.work import Work
 from mmrun.runs.layout import CANCEL, STUDY, SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.reader import point as frozen_point
+from mmrun.runs.standing import candidate
 from mmrun.runs.writer import freeze
-from mmrun.signals import Interrupted, interruptible
+from mmrun.signals import Interrupted, interruptible, unhung
 from mmrun.spec import SWEEPER, Point, Rerun, Sweep
 from mmrun.trust import check_targets
 
@@ -36,7 +36,7 @@ class Outcome:
 
     Args:
         directory: the sweep's folder.
-        records: {run directory: ``running.slim`` of run.json} of every point of the command.
+        records: {run directory: ``plan.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
     """
@@ -79,7 +79,7 @@ def drive(
     directory = (outputs / sweep.name).absolute()
     if isinstance(sweep, Space):
         return _search(directory, sweep, executor, trust, notes, say)
-    with interruptible(), locked(directory):
+    with interruptible(), unhung(), locked(directory):
         planned = plan(directory, sweep.points, sweep.rerun)
         ledger = _recorded(directory, sweep, planned)
         for line in report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle):
@@ -107,7 +107,7 @@ def resume(
         for point in space.points:
             check_targets(point.config, trust)
         return _search(directory, space, executor, trust, (), say)
-    with interruptible(), locked(directory):
+    with interruptible(), unhung(), locked(directory):
         ledger = read_ledger(directory)
         points: dict[str, Point] = {}
         unreadable: dict[Path, str] = {}
@@ -181,7 +181,7 @@ def _search(
 ) -> Outcome:
     """``drive`` where the points are chosen on the way."""
     study = made(SWEEPER, space.sweeper, Study, trust)
-    with interruptible(), locked(directory):
+    with interruptible(), unhung(), locked(directory):
         ledger = _recorded(directory, space, ())
         study.open(space, directory, ledger.name)
         say(f"{'sweep':8} {shown(directory)}")
@@ -223,33 +223,44 @@ def _run(
         unfrozen = None
         todo = [each for each in todo if each.directory not in outcome.refused]
         trusted = tuple(trust)
-        work = Work(
-            executor,
-            trust=trusted,
-            view=View(study.total if study is not None else len(todo), say),
-            cancelled=request.exists,
-            submitted=book.jobs,
+        view = open_view(
+            study.total if study is not None else len(todo) + len(others),
+            say,
+            alone=not executor.blocks,
+            before=[
+                candidate(each.directory, each.record)
+                for each in planned
+                if each.action not in TO_DO and each.record is not None
+            ],
         )
-        adopted = [
-            each
-            for each in (*todo, *others)
-            if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
-        ]
-        for each in others:
-            if each not in adopted:
-                work.wait_for(each)
-        if study is not None:
-            for each in (*adopted, *others):
-                study.held(each)
-        try:
-            work.run(study or Listed(each for each in todo if each not in adopted))
-        except Interrupted as signal:
-            said = work.interrupted()
-            signal.__notes__ = [said] if said else []  # how the point alone goes on
-            raise
-        except BaseException:
-            work.interrupted()
-            raise
+        with view:
+            work = Work(
+                executor,
+                trust=trusted,
+                view=view,
+                cancelled=request.exists,
+                submitted=book.jobs,
+            )
+            adopted = [
+                each
+                for each in (*todo, *others)
+                if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
+            ]
+            for each in others:
+                if each not in adopted:
+                    work.wait_for(each)
+            if study is not None:
+                for each in (*adopted, *others):
+                    study.held(each)
+            try:
+                work.run(study or Listed(each for each in todo if each not in adopted))
+            except Interrupted as signal:
+                said = work.interrupted()
+                signal.__notes__ = [said] if said else []  # how the point alone goes on
+                raise
+            except BaseException:
+                work.interrupted()
+                raise
     except Interrupted as signal:
         signal.__notes__ = getattr(signal, "__notes__", None) or []
         if study is not None:

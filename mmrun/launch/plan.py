@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mmrun import __version__
 from mmrun.runs.layout import Paths, point_directory
@@ -17,6 +17,11 @@ DONE = ("finished", "diverged", "pruned")  # results; a diverged run is one
 RESUMABLE = ("killed", "cancelled")  # go on from their last checkpoint where they have one
 Action = Literal["skip", "wait", "train", "resume"]
 TO_DO = ("train", "resume")
+# What is kept of records: a sweep has thousands of them, of 25 kB each.
+KEPT = (
+    *("id", "name", "status", "stability", "stopped_by", "error", "monitor", "metrics"),
+    *("steps", "epochs", "seconds", "started", "host", "resumed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class Planned:
         point: what to train.
         directory: where it is, or will be.
         action: ``skip`` what is done, ``wait`` for what another process trains, else ``train`` or ``resume``.
-        record: its run.json; None where it has no folder yet.
+        record: ``slim`` of its run.json; None where it has no folder yet.
         stale: whether it was made by another version or commit of mmrun.
     """
 
@@ -36,6 +41,19 @@ class Planned:
     action: Action
     record: Mapping[str, Any] | None = None
     stale: bool = False
+
+
+class Found(NamedTuple):
+    """A run directory of a sweep: its record, and the version and commit of mmrun that made it."""
+
+    directory: Path
+    record: dict[str, Any]
+    made_by: tuple[Any, Any]
+
+
+def slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a record that a sweep speaks of."""
+    return {key: record[key] for key in KEPT}
 
 
 def action_for(record: Mapping[str, Any], directory: Path) -> Action:
@@ -48,20 +66,27 @@ def action_for(record: Mapping[str, Any], directory: Path) -> Action:
     return "resume" if status in RESUMABLE and Paths(directory).last.is_file() else "train"
 
 
-def present(sweep: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """{id: (folder, record)} of what lies in a sweep's folder."""
-    found: dict[str, list[_Found]] = {}
+def present(sweep: Path) -> dict[str, list[Found]]:
+    """{id: its copies} of what lies in a sweep's folder."""
+    found: dict[str, list[Found]] = {}
     for run in list_runs(sweep) if sweep.is_dir() else []:
-        record = read(run)
-        found.setdefault(record["id"], []).append((run, record))
+        each = found_at(run)
+        found.setdefault(each.record["id"], []).append(each)
     return found
+
+
+def found_at(run: Path) -> Found:
+    """What lies in a run directory."""
+    record = read(run)
+    made_by = record["versions"].get("mmrun"), record["git"].get("commit")
+    return Found(run, slim(record), made_by)
 
 
 def plan(
     sweep: Path,
     points: Iterable[Point],
     rerun: Rerun,
-    found: Mapping[str, Sequence[tuple[Path, dict[str, Any]]]] | None = None,
+    found: Mapping[str, Sequence[Found]] | None = None,
 ) -> list[Planned]:
     """What to do with each point; folders are found by id, whatever they are called. Touches nothing.
 
@@ -73,20 +98,19 @@ def plan(
     """
     if found is None:
         found = present(sweep)
-    here = {"mmrun": __version__, "commit": commit()["commit"]}
+    here = __version__, commit()["commit"]
     planned: list[Planned] = []
     for point in points:
         directory = point_directory(sweep, point)
         copies = found.get(point.id, ())
-        best = max(copies, key=lambda each: _rank(*each, directory), default=None)
+        best = max(
+            copies, key=lambda each: rank(each.directory, each.record, directory), default=None
+        )
         planned.append(_planned(point, directory, best, rerun, here))
     return planned
 
 
-_Found = tuple[Path, dict[str, Any]]
-
-
-def _rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
+def rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, bool]:
     """Of copies of a point the one that counts: a result, else the one that has the point's own name."""
     return record["status"] in DONE, run == directory
 
@@ -94,18 +118,14 @@ def _rank(run: Path, record: Mapping[str, Any], directory: Path) -> tuple[bool, 
 def _planned(
     point: Point,
     directory: Path,
-    found: _Found | None,
+    found: Found | None,
     rerun: Rerun,
-    here: Mapping[str, Any],
+    here: tuple[Any, Any],
 ) -> Planned:
     if found is None:
         return Planned(point=point, directory=directory, action="train")
-    directory, record = found
+    directory, record, made_by = found
     status = record["status"]
-    made_by = {
-        "mmrun": record["versions"].get("mmrun"),
-        "commit": record["git"].get("commit"),
-    }
     stale = status in DONE and made_by != here
     action = action_for(record, directory)
     if status in DONE and (rerun == "true" or (rerun == "stale" and stale)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from mmrun.exits import program, shown
 from mmrun.launch.plan import DONE, Planned
 from mmrun.runs.layout import Paths
 from mmrun.runs.ledger import Ledger
+from mmrun.runs.standing import Best, Leaders, best, candidate, duration, status, time_left
 from mmrun.spec import Rerun
 
 FAILED = ("failed", "killed", "unreadable")
 NO_RESULT = (*FAILED, "cancelled", "queued", "running")
 _SHOWN = 20
-_LONGEST_NAME = 120  # characters of a line of a sweep
+LONGEST_NAME = 120  # characters of a line of a sweep
 
 
 def opening(
@@ -47,7 +48,7 @@ def opening(
         )
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        named = "; ".join(shortened(each, _LONGEST_NAME) for each in repeated[:3])
+        named = "; ".join(shortened(each, LONGEST_NAME) for each in repeated[:3])
         why = f" ({', '.join(idle)}: no difference to what is learnt)" if idle else ""
         lines.append(f"{'':8} taken once, as equal to others: {named}{more}{why}")
     return [printable(line) for line in lines]
@@ -62,33 +63,97 @@ _WORDS = {
 
 
 class Progress:
-    """One line per point that has ended, with the time that is left.
+    """How far a sweep is, and one line per point that has ended, with the time that is left.
 
     Args:
         total: points to be trained.
+        before: what may be the best of what was trained before.
+
+    Attributes:
+        parallel: how many run at a time, as far as seen.
+        done: points that have a result.
+        failed: those that ended without one.
+        retried: how often one was tried again.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, before: Iterable[Best | None] = ()) -> None:
         self.total = total
-        self.parallel = 1  # how many at a time, as far as seen
+        self.parallel = 1
+        self.done = self.failed = self.retried = 0
+        self._leaders = Leaders(before)
         self.seconds: list[float] = []
 
-    def ended(self, name: str, record: Mapping[str, Any], seconds: float) -> str:
-        """The line of a point."""
+    def ended(
+        self,
+        planned: Planned,
+        record: Mapping[str, Any],
+        seconds: float,
+        running: Sequence[float | None] = (),
+    ) -> str:
+        """The line of a point.
+
+        Args:
+            planned: the point.
+            record: its run.json.
+            seconds: how long it took.
+            running: how long others have run so far.
+        """
         self.seconds.append(seconds)
+        if record["status"] in DONE:
+            self.done += 1
+        else:
+            self.failed += 1
+        self._leaders.add(candidate(planned.directory, record))
         k = len(self.seconds)
         width = len(str(self.total))
         words = [
             f"[{k:{width}}/{self.total}]",
-            shortened(name, _LONGEST_NAME),
-            status(record),
+            shortened(planned.point.name, LONGEST_NAME),
+            _outcome(record),
             *_score(record),
         ]
         words.append(f"{seconds:.1f} s")
-        if k < self.total:
-            left = sum(self.seconds) / k * (self.total - k) / min(self.parallel, self.total - k)
-            words.append(f"({_duration(left)} left)")
+        left = self.left(running)
+        if left is not None and k < self.total:
+            words.append(f"({duration(left)} left)")
         return printable("  ".join(words))
+
+    @property
+    def best(self) -> Best | None:
+        """The best point so far, by validation."""
+        return self._leaders.best
+
+    def left(self, running: Sequence[float | None] = ()) -> float | None:
+        """Seconds until all have ended, where others have run so long (None: not begun); None before one has ended."""
+        begun = [each for each in running if each is not None]
+        waiting = max(self.total - len(self.seconds) - len(begun), 0)
+        return time_left(self.seconds, begun, waiting, self.parallel)
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    """How a point ended; where it has no result, why."""
+    why = reason(record)
+    if record["status"] not in FAILED or why == record["status"]:
+        return status(record)
+    return f"{record['status']}: {shortened(why, LONGEST_NAME)}"
+
+
+def retried(planned: Planned, record: Mapping[str, Any], k: int, tries: int) -> str:
+    """The line of a point that ended badly and is tried again: why, and which try of how many it will be."""
+    name = shortened(planned.point.name, LONGEST_NAME)
+    return printable(f"{name}  {_outcome(record)}  try {k} of {tries} follows")
+
+
+def awaited(planned: Planned) -> str:
+    """The line of a point that another process trains."""
+    name = shortened(planned.point.name, LONGEST_NAME)
+    return printable(f"{name}  another process trains it now: waiting for its end")
+
+
+def reason(record: Mapping[str, Any]) -> str:
+    """Why a point has no result, on one line."""
+    said = str(record["error"] or record["stopped_by"] or record["status"])
+    return next(iter(said.splitlines()), "")
 
 
 def closing(
@@ -107,20 +172,11 @@ def closing(
     if diverged:
         lines.append(f"diverged ({len(diverged)}): a result, not a failure")
         for record in (records[run] for run in diverged[:_SHOWN]):
-            lines.append(f"  {shortened(record['name'], _LONGEST_NAME)}: {record['error']}")
+            lines.append(f"  {shortened(record['name'], LONGEST_NAME)}: {record['error']}")
         if len(diverged) > _SHOWN:
             lines.append(f"  and {len(diverged) - _SHOWN} more")
-    failed = {
-        run: str(record["error"] or record["stopped_by"] or record["status"])
-        for run, record in records.items()
-        if record["status"] in FAILED
-    } | dict(refused)
-    if failed:
-        lines.append(f"failed ({len(failed)}):")
-    for run, reason in failed.items():
-        log = Paths(run).log
-        where = shown(log) if log.exists() else shown(run)
-        lines.append(f"  {shortened(run.name, _LONGEST_NAME)}: {reason.splitlines()[0]}  ({where})")
+    failed = {run: reason(record) for run, record in records.items() if record["status"] in FAILED}
+    lines += failures(failed | dict(refused))
     if lost:
         names = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
         lines.append(f"without a folder ({len(lost)}): {names}")
@@ -128,12 +184,46 @@ def closing(
     return [printable(line) for line in lines]
 
 
+def failures(reasons: Mapping[Path, str], most: int | None = None) -> list[str]:
+    """{run directory: reason} as lines, each with where its log is; a count instead of those beyond ``most``."""
+    lines = [f"failed ({len(reasons)}):"] if reasons else []
+    for run, why in list(reasons.items())[:most]:
+        lines.append(f"  {shortened(run.name, LONGEST_NAME)}: {why}  ({shown(log_of(run))})")
+    if most is not None and len(reasons) > most:
+        lines.append(f"  and {len(reasons) - most} more")
+    return lines
+
+
+def log_of(run: Path) -> Path:
+    """Where to read what a point printed; its folder where it printed nothing."""
+    log = Paths(run).log
+    return log if log.exists() else run
+
+
+def winner(records: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """The point that validation finds best, and how to look at it; nothing where none finished."""
+    top = best(records)
+    if top is None:
+        return []
+    name = shortened(top.name, LONGEST_NAME)
+    command = f"{program()} show {shlex.quote(shown(top.directory))}"
+    return [
+        printable(f"{'best':8} {name}  {top.score}"),
+        printable(f"{'next':8} {command}    # the best point, by {top.metric}"),
+    ]
+
+
 def interrupted(
     directory: Path, done: int, total: int, unfrozen: Ledger | None, of: str = "points"
 ) -> str:
     """How far it came, and how to go on; with the sweep's own command where not every point has a folder yet."""
-    command = f"{program()} resume {shlex.quote(shown(directory))}"
-    return f"{done} of {total} {of} are done; continue: {again(unfrozen) if unfrozen else command}"
+    command = again(unfrozen) if unfrozen else resuming(directory)
+    return f"{done} of {total} {of} are done; continue: {command}"
+
+
+def resuming(directory: Path) -> str:
+    """The command that goes on with a sweep as it is."""
+    return f"{program()} resume {shlex.quote(shown(directory))}"
 
 
 def again(ledger: Ledger) -> str:
@@ -142,23 +232,18 @@ def again(ledger: Ledger) -> str:
     return shlex.join([*shlex.split(program()), "train", "-m", *folders, *ledger.overrides])
 
 
-def status(record: Mapping[str, Any]) -> str:
-    """finished, or what else; with the stability where it is not ok."""
-    word = str(record["status"])
-    stability = record["stability"]
-    return word if stability in (None, "ok", word) else f"{word} ({stability})"
+def scores(record: Mapping[str, Any]) -> tuple[tuple[str, float] | None, float | None]:
+    """The last validation's first metric beside the loss, by name, and its loss: the test is not looked at on the way."""
+    values = {
+        name: summary.get("last")
+        for name, summary in record["metrics"].items()
+        if name.startswith("val/")
+    }
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    loss = numbers.pop("val/loss", None)
+    return next(iter(numbers.items()), None), loss
 
 
 def _score(record: Mapping[str, Any]) -> list[str]:
-    """The last validation's first metric beside the loss: the test is not looked at on the way."""
-    names = [name for name in record["metrics"] if name.startswith("val/") and name != "val/loss"]
-    if record["status"] not in DONE or not names:
-        return []
-    value = record["metrics"][names[0]].get("last")
-    return [f"{names[0]} {value:.3f}"] if isinstance(value, int | float) else []
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    metric, _ = scores(record)
+    return [f"{metric[0]} {metric[1]:.3f}"] if metric and record["status"] in DONE else []

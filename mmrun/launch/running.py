@@ -6,21 +6,11 @@ import os
 import time
 from typing import Any
 
-from mmrun.launch.plan import Planned
+from mmrun.launch.plan import Planned, slim
 from mmrun.runs.layout import RECORD
 from mmrun.runs.reader import read
 
 LOOK_S = 1.0
-# What is kept of records: a sweep has thousands of them.
-KEPT = (
-    *("id", "name", "status", "stability", "stopped_by", "error", "monitor", "metrics"),
-    *("steps", "epochs", "seconds", "started", "host"),
-)
-
-
-def slim(record: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a record that a sweep speaks of."""
-    return {key: record[key] for key in KEPT}
 
 
 class Running:

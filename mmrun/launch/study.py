@@ -19,12 +19,10 @@ from mmrun.compose.space import Space, Value
 from mmrun.errors import UserError
 from mmrun.launch import study_report
 from mmrun.launch.curves import VAL, Curve, value_of, without_value
-from mmrun.launch.plan import TO_DO, Planned, plan, present
-from mmrun.launch.running import slim
+from mmrun.launch.plan import TO_DO, Planned, found_at, plan, present, slim
 from mmrun.launch.source import Source
 from mmrun.runs.better import higher
 from mmrun.runs.layout import STUDY, Paths
-from mmrun.runs.reader import read
 from mmrun.runs.study import AGAIN, POINTS, REASON, SEEDS, read_study
 from mmrun.runs.writer import freeze
 from mmrun.spec import SWEEPER, Point
@@ -304,8 +302,8 @@ class Study(Source):
         known = self.planned.get(point.id)
         if known is None:
             return plan(self.directory, [point], "false", self._found)[0]
-        record = read(known.directory)
-        copies = {point.id: [(known.directory, record)]} if known.directory.is_dir() else {}
+        there = known.directory.is_dir()
+        copies = {point.id: [found_at(known.directory)]} if there else {}
         return plan(self.directory, [point], "false", copies)[0]
 
     def _frozen(self, trial: Trial, planned: Planned) -> bool:

@@ -65,6 +65,7 @@ class Work:
     def wait_for(self, planned: Planned) -> None:
         """A point that another process trains: where it ends badly, it is this one's to train."""
         self.elsewhere.append(planned)
+        self.view.awaited(planned)
 
     def run(self, source: Source) -> None:
         """Until nothing of the source is left, the first failure where that is asked for, or a cancellation."""
@@ -107,7 +108,7 @@ class Work:
             if each is None:
                 break
             if reader.read(each.directory)["status"] == "running":  # another process was faster
-                self.elsewhere.append(each)
+                self.wait_for(each)
                 continue
             if each.directory.name not in self.tries:
                 self.given += 1
@@ -154,10 +155,7 @@ class Work:
         retry = record["status"] in RETRIED and tries < self.executor.max_retries
         if retry and not self.stopping:
             self.tries[planned.directory.name] = tries + 1
-            why = str(record["error"] or record["stopped_by"] or record["status"]).split("\n", 1)[0]
-            word = f"{record['status']} ({why})"
-            of = self.executor.max_retries + 1
-            self.view.note(f"{planned.point.name}: {word}; try {tries + 2} of {of}")
+            self.view.retried(planned, record, tries + 2, self.executor.max_retries + 1)
             if action_for(record, planned.directory) == "train":
                 Run.open(planned.directory).reset()
             self.again.append(planned)

@@ -16,7 +16,7 @@ gives back the Point a directory was frozen from; ``find`` turns what a user typ
 Who does what: ``layout`` names and paths; ``record`` the keys of run.json; ``writer`` create, freeze,
 update; ``reader`` read, list; ``finder`` names to directories; ``table`` the CSV files; ``verdict``
 what the clipping did; ``stability`` was the training stable; ``heartbeat`` is it alive; ``provenance`` versions
-and commit; ``ledger`` the points of a sweep, and its lock. Nothing here imports torch, Lightning or Hydra;
+and commit; ``ledger`` the points of a sweep, and its lock; ``standing`` how it stands: the best so far, the time left. Nothing here imports torch, Lightning or Hydra;
 what wants numpy or yaml is imported when it is first named, for who only reads run.json.
 """
 

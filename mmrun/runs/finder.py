@@ -80,6 +80,13 @@ def find_sweep(text: str, outputs: Path) -> Path:
         for candidate in (Path(text).expanduser(), outputs / text):
             if (candidate / SWEEP_RECORD).is_file():
                 return candidate
+            if (candidate / RECORD).is_file():
+                of = candidate.parent / SWEEP_RECORD
+                raise UserError(
+                    "that is a run, not a sweep",
+                    given=text,
+                    remedy=f"It belongs to {of.parent}." if of.is_file() else "",
+                )
     sweeps = [found.parent for found in sorted(outputs.glob(f"*/{SWEEP_RECORD}"))]
     if not sweeps:
         raise UserError("there are no sweeps yet", given=outputs, remedy="Make one: mmrun train -m")

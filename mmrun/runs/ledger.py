@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -11,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
-
 from mmrun.errors import UserError
 from mmrun.runs.heartbeat import process_start
 from mmrun.runs.layout import LOCK, RECORD, SWEEP_RECORD
 from mmrun.runs.writer import now, write_whole
 
 FORMAT = 1
+PROBED_S = 0.5  # for so long a new driver tries: who looks whether there is one holds the lock for a moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,11 @@ class Ledger:
     created: str = ""
     driver: Mapping[str, Any] = field(default_factory=dict[str, Any])
     jobs: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def driven_by(self) -> str:
+        """The process that drives it, or drove it last: ``process 123 on a_host``."""
+        return f"process {self.driver.get('pid', '?')} on {self.driver.get('host', '?')}"
 
     def extended(
         self,
@@ -138,6 +143,21 @@ def write_ledger(sweep: Path, ledger: Ledger) -> None:
     write_whole(sweep / SWEEP_RECORD, json.dumps(content, indent=1) + "\n")
 
 
+def driven(sweep: Path) -> bool:
+    """Whether a process drives the sweep now: whether its lock is held. Only looks: see ``PROBED_S``."""
+    try:
+        file = os.open(sweep / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at a time
+    except OSError:
+        return True
+    finally:
+        os.close(file)  # and with it the lock
+    return False
+
+
 @contextlib.contextmanager
 def locked(sweep: Path) -> Generator[None]:
     """The sweep is driven by this process alone while this lasts; the kernel lets go when the process dies.
@@ -147,11 +167,13 @@ def locked(sweep: Path) -> Generator[None]:
     Raises:
         UserError: another process drives it, the folder is something else, or cannot be written.
     """
+    from filelock import FileLock, Timeout  # 0.05 s, for who only looks
+
     if (sweep / RECORD).exists():
         raise UserError(
             "that is a run, not a sweep", given=sweep, remedy="Give another name: sweep=NAME."
         )
-    lock = FileLock(sweep / LOCK, timeout=0)
+    lock = FileLock(sweep / LOCK, timeout=PROBED_S)
     made = [folder for folder in (sweep, sweep.parent) if not folder.exists()]
     try:
         sweep.mkdir(parents=True, exist_ok=True)
@@ -181,7 +203,6 @@ def locked(sweep: Path) -> Generator[None]:
 
 def _driver(sweep: Path) -> str:
     try:
-        driver = read_ledger(sweep).driver
+        return f"It is {read_ledger(sweep).driven_by}."
     except UserError:
         return ""
-    return f"It is process {driver.get('pid')} on {driver.get('host')}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -26,6 +25,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 @functools.cache
 def versions() -> dict[str, str | None]:
     """{package: version or None}, python among them; reads metadata and imports nothing."""
+    import importlib.metadata  # 0.05 s, for who only looks
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmrun.errors import UserError, nearest
 from mmrun.runs import provenance, reader
 from mmrun.runs.heartbeat import process_start
@@ -227,5 +225,7 @@ def _take_over(point: Point, directory: Path) -> Run:
 
 
 def _yaml(value: Any) -> str:
+    import yaml  # not for who only reads
+
     dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # 8x faster where libyaml is there
     return yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True)

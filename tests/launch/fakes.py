@@ -24,9 +24,9 @@ Law = Callable[[Mapping[str, Any]], tuple[Sequence[float], str]]
 
 
 def quadratic(config: Mapping[str, Any]) -> tuple[list[float], str]:
-    """Best at a threshold of 0.5; the seeds differ a little."""
+    """Best at a threshold of 0.5, and after two validations; the seeds differ a little."""
     off = (config["clip"]["threshold"] - 0.5) ** 2 + 0.01 * config["seed"]
-    return [off + 1 / step for step in (1, 2, 4)], "finished"
+    return [off + 1 / step for step in (1, 4, 2)], "finished"
 
 
 class Fake(Executor):
