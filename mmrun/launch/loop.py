@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from mmrun.launch import report
 from mmrun.launch.executor import Executor
 from mmrun.launch.made import made
 from mmrun.launch.plan import DONE, TO_DO, Planned, plan, slim
+from mmrun.launch.session import Book, work_off
 from mmrun.launch.source import Listed
 from mmrun.launch.study import Study
-from mmrun.launch.view import open_view
-from mmrun.launch.work import Work
-from mmrun.runs.layout import CANCEL, STUDY, SWEEP_RECORD
+from mmrun.runs.layout import STUDY, SWEEP_RECORD
 from mmrun.runs.ledger import Ledger, locked, read_ledger, write_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.reader import point as frozen_point
@@ -79,14 +79,16 @@ def drive(
     directory = (outputs / sweep.name).absolute()
     if isinstance(sweep, Space):
         return _search(directory, sweep, executor, trust, notes, say)
-    with interruptible(), unhung(), locked(directory):
+    with _driving(directory, executor):
         planned = plan(directory, sweep.points, sweep.rerun)
-        ledger = _recorded(directory, sweep, planned)
         for line in report.opening(directory, planned, sweep.rerun, sweep.repeated, sweep.idle):
             say(line)
-        for line in notes if any(each.action in TO_DO for each in planned) else ():
-            say(line)
-        return _run(directory, ledger, planned, executor, trust, say)
+        if todo := sum(each.action in TO_DO for each in planned):
+            for line in notes:
+                say(line)
+            executor.prepare(todo)
+        ledger = _recorded(directory, sweep, planned)
+        return _train(directory, ledger, planned, executor, trust, say)
 
 
 def resume(
@@ -107,7 +109,7 @@ def resume(
         for point in space.points:
             check_targets(point.config, trust)
         return _search(directory, space, executor, trust, (), say)
-    with interruptible(), unhung(), locked(directory):
+    with _driving(directory, executor):
         ledger = read_ledger(directory)
         points: dict[str, Point] = {}
         unreadable: dict[Path, str] = {}
@@ -130,10 +132,12 @@ def resume(
         for each in planned:
             if each.action in TO_DO:
                 check_targets(each.point.config, trust)
-        write_ledger(directory, ledger)
         for line in report.opening(directory, planned, rerun):
             say(line)
-        outcome = _run(directory, ledger, planned, executor, trust, say)
+        if todo := sum(each.action in TO_DO for each in planned):
+            executor.prepare(todo)
+        write_ledger(directory, ledger)
+        outcome = _train(directory, ledger, planned, executor, trust, say)
         outcome.refused.update(unreadable)
         folders = {run.name for run in unreadable}
         outcome.lost = tuple(
@@ -142,7 +146,7 @@ def resume(
         return outcome
 
 
-def _recorded(directory: Path, sweep: Sweep, planned: Sequence[Planned]) -> Ledger:
+def _recorded(directory: Path, sweep: Sweep, planned: Iterable[Planned]) -> Ledger:
     """The sweep's ledger with what this command adds to it, written."""
     there = (directory / SWEEP_RECORD).exists()
     ledger = (read_ledger(directory) if there else Ledger(name=sweep.name)).extended(
@@ -181,127 +185,75 @@ def _search(
 ) -> Outcome:
     """``drive`` where the points are chosen on the way."""
     study = made(SWEEPER, space.sweeper, Study, trust)
-    with interruptible(), unhung(), locked(directory):
-        ledger = _recorded(directory, space, ())
-        study.open(space, directory, ledger.name)
+    with _driving(directory, executor):
+        fresh = not (directory / STUDY).exists()
+        study.open(space, directory, space.name)
+        try:
+            if not study.exhausted:
+                executor.prepare(study.total)
+        except BaseException:
+            if fresh:  # nothing was made
+                (directory / STUDY).unlink(missing_ok=True)
+            raise
+        book = Book(directory, _recorded(directory, space, study.planned.values()))
+        study.register = book.add_points
         say(f"{'sweep':8} {shown(directory)}")
         for line in (*study.opening(), *(() if study.exhausted else notes)):
             say(line)
-        outcome = _run(directory, ledger, study.under_way, executor, trust, say, study)
-        outcome.refused.update(study.refused)
-        outcome.records = {run: slim(read(run)) for run in study.folders().values()}
+        done = [candidate(run, read(run)) for run in study.folders().values()]
+        try:
+            work_off(study, executor, book, trust=tuple(trust), before=done, say=say)
+        except Interrupted as signal:
+            signal.add_note(report.interrupted(directory, *study.progress, None, of="trials"))
+            raise
         for line in study.closing():
             say(line)
-        return outcome
+        records = {run: slim(read(run)) for run in study.folders().values()}
+        return Outcome(directory, records, dict(study.refused))
 
 
-def _run(
+def _train(
     directory: Path,
     ledger: Ledger,
     planned: Sequence[Planned],
     executor: Executor,
     trust: Collection[str],
     say: Callable[[str], None],
-    study: Study | None = None,
 ) -> Outcome:
-    outcome = Outcome(directory)
-    request = directory / CANCEL
-    request.unlink(missing_ok=True)  # of a sweep that ended before it was heard
-    todo = [each for each in planned if each.action in TO_DO]
-    others = [each for each in planned if each.action == "wait"]
+    refused: dict[Path, str] = {}
     unfrozen: Ledger | None = ledger
-    book = _Book(directory, ledger)
-    if study is not None:
-        study.register = book.points
-        book.points(list(study.planned.values()))
-    jobs = ledger.jobs
     try:
-        if todo or (study is not None and not study.exhausted):
-            executor.prepare(study.total if study is not None else len(todo))
-        for each in todo:  # all of them, before the first is trained: conf/ may be edited then
-            _freeze(each, ledger.name, outcome)
+        for each in planned:  # all of them, before the first is trained: conf/ may be edited then
+            if each.action in TO_DO:
+                try:
+                    freeze(each.point, each.directory, sweep=ledger.name)
+                except UserError as error:
+                    refused[each.directory] = str(error)
         unfrozen = None
-        todo = [each for each in todo if each.directory not in outcome.refused]
-        trusted = tuple(trust)
-        view = open_view(
-            study.total if study is not None else len(todo) + len(others),
-            say,
-            alone=not executor.blocks,
-            before=[
-                candidate(each.directory, each.record)
-                for each in planned
-                if each.action not in TO_DO and each.record is not None
-            ],
+        there = [each for each in planned if each.directory not in refused]
+        open_ = [each for each in there if each.action in (*TO_DO, "wait")]
+        done = [each for each in there if each not in open_]
+        work_off(
+            Listed(open_),
+            executor,
+            Book(directory, ledger),
+            trust=tuple(trust),
+            before=[candidate(each.directory, each.record) for each in done if each.record],
+            say=say,
         )
-        with view:
-            work = Work(
-                executor,
-                trust=trusted,
-                view=view,
-                cancelled=request.exists,
-                submitted=book.jobs,
-            )
-            adopted = [
-                each
-                for each in (*todo, *others)
-                if (key := jobs.get(each.directory.name)) and work.adopt(each, key)
-            ]
-            for each in others:
-                if each not in adopted:
-                    work.wait_for(each)
-            if study is not None:
-                for each in (*adopted, *others):
-                    study.held(each)
-            try:
-                work.run(study or Listed(each for each in todo if each not in adopted))
-            except Interrupted as signal:
-                said = work.interrupted()
-                signal.__notes__ = [said] if said else []  # how the point alone goes on
-                raise
-            except BaseException:
-                work.interrupted()
-                raise
     except Interrupted as signal:
-        signal.__notes__ = getattr(signal, "__notes__", None) or []
-        if study is not None:
-            signal.add_note(report.interrupted(directory, *study.progress, None, of="trials"))
-            raise
         left = sum(read(each.directory)["status"] not in DONE for each in planned)
         signal.add_note(report.interrupted(directory, len(planned) - left, len(planned), unfrozen))
         raise
-    finally:
-        executor.close()
-        request.unlink(missing_ok=True)
-    outcome.records = {each.directory: slim(read(each.directory)) for each in planned}
-    for refused in outcome.refused:
-        outcome.records.pop(refused, None)
-    return outcome
+    records = {each.directory: slim(read(each.directory)) for each in there}
+    return Outcome(directory, records, refused)
 
 
-class _Book:
-    """The ledger while the sweep goes on: what comes to it is written at once."""
-
-    def __init__(self, directory: Path, ledger: Ledger) -> None:
-        self.directory = directory
-        self.ledger = ledger
-
-    def jobs(self, keys: Mapping[str, str]) -> None:
-        """These jobs outlive this process."""
-        self._write(replace(self.ledger, jobs={**self.ledger.jobs, **keys}))
-
-    def points(self, planned: Sequence[Planned]) -> None:
-        """These points are to be made."""
-        new = {each.point.id: each.directory.name for each in planned}
-        if not new.items() <= self.ledger.points.items():
-            self._write(replace(self.ledger, points={**self.ledger.points, **new}))
-
-    def _write(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        write_ledger(self.directory, ledger)
-
-
-def _freeze(each: Planned, sweep: str, outcome: Outcome) -> None:
-    try:
-        freeze(each.point, each.directory, sweep=sweep)
-    except UserError as error:
-        outcome.refused[each.directory] = str(error)
+@contextlib.contextmanager
+def _driving(directory: Path, executor: Executor) -> Generator[None]:
+    """This process alone drives the sweep, and hears signals; at the end nothing of the executor is left."""
+    with interruptible(), unhung(), locked(directory):
+        try:
+            yield
+        finally:
+            executor.close()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmrun.launch.plan import Planned
+from mmrun.launch.plan import TO_DO, Planned
 
 
 class Source(ABC):
@@ -17,6 +17,15 @@ class Source(ABC):
     @abstractmethod
     def total(self) -> int:
         """How many points there will be in all, as far as it can be said."""
+
+    @property
+    @abstractmethod
+    def under_way(self) -> list[Planned]:
+        """Points of earlier commands that somebody may be working on; ``held`` says of which that is so."""
+
+    @abstractmethod
+    def held(self, planned: Planned) -> None:
+        """Somebody works on this one: it is not to be given, and how it ends is told as of the others."""
 
     @abstractmethod
     def next(self) -> Planned | None:
@@ -40,16 +49,30 @@ class Source(ABC):
 
 
 class Listed(Source):
-    """Points that are known from the start, in their order."""
+    """Points that are known from the start, in their order.
+
+    Args:
+        points: frozen ones, to be trained or waited for.
+    """
 
     def __init__(self, points: Iterable[Planned]) -> None:
-        self._waiting = deque(points)
-        self._total = len(self._waiting)
+        self._points = list(points)
+        self._waiting = deque(each for each in self._points if each.action in TO_DO)
 
     @property
     def total(self) -> int:
         """All of the list."""
-        return self._total
+        return len(self._points)
+
+    @property
+    def under_way(self) -> list[Planned]:
+        """Any of them."""
+        return list(self._points)
+
+    def held(self, planned: Planned) -> None:
+        """It is not to be given."""
+        if planned in self._waiting:
+            self._waiting.remove(planned)
 
     def next(self) -> Planned | None:
         """The first that has not been given yet."""
