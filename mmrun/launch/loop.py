@@ -39,12 +39,14 @@ class Outcome:
         records: {run directory: ``plan.slim`` of run.json} of every point of the command.
         refused: {run directory: reason} of points that could not even be started.
         lost: names of points of the ledger that have no folder.
+        trials: what there is to say of those that a study chose; empty for a list of points.
     """
 
     directory: Path
     records: dict[Path, dict[str, Any]] = field(default_factory=dict[Path, dict[str, Any]])
     refused: dict[Path, str] = field(default_factory=dict[Path, str])
     lost: tuple[str, ...] = ()
+    trials: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -206,10 +208,8 @@ def _search(
         except Interrupted as signal:
             signal.add_note(report.interrupted(directory, *study.progress, None, of="trials"))
             raise
-        for line in study.closing():
-            say(line)
         records = {run: slim(read(run)) for run in study.folders().values()}
-        return Outcome(directory, records, dict(study.refused))
+        return Outcome(directory, records, dict(study.refused), trials=tuple(study.closing()))
 
 
 def _train(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmrun.errors import printable
+from mmrun.exits import program, shown
 from mmrun.runs.study import Study
 
 WORDS = {"running": "under way"}
@@ -54,6 +56,9 @@ def closing(
         lines += [f"{'':8} {folders[id].name}" for id in best.points if id in folders]
     lines += [f"{'failed':8} {reason}" for reason in dict.fromkeys(failed[-3:])]
     lines += [f"{'stopped':8} {stopped}"] if stopped else []
+    if best is not None and (runs := [folders[id] for id in best.points if id in folders]):
+        command = f"{program()} show {shlex.quote(shown(runs[0]))}"
+        lines.append(f"{'next':8} {command}    # a point of the best trial")
     return [printable(line) for line in lines]
 
 

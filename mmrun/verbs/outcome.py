@@ -1,4 +1,4 @@
-"""What a sweep says at its end: the counts, every failure, the points, the settings side by side, and the best point."""
+"""What a sweep says at its end: the counts, every failure, the points, the settings side by side, and the best point or trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def closing(outcome: Outcome) -> int:
     say(f"{'sweep':8} {where}\n")
     from mmrun.compare import points, table
 
-    best = report.winner(outcome.records)
+    best = outcome.trials or report.winner(outcome.records)
     style: dict[str, Any] = {"width": width(None), "color": colored()}
     with contextlib.suppress(UserError):  # where every folder is gone there is nothing to compare
         comparison = table.compare([outcome.directory], outputs=outcome.directory.parent)
