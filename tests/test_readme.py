@@ -19,6 +19,7 @@ DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").
 
 # What makes a command quick without changing what it says: appended, so that it could also override.
 QUICK = ["trainer=smoke", "logger=none"]
+CLUSTERS = {"launcher=ray", "launcher=slurm"}
 KEPT = ["trainer.checkpoint=both", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
 
 
@@ -60,6 +61,7 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     write_arrays(tmp_path / "data/mine", {"left": (1, 8, 8), "right": (5,)})
     write_arrays(tmp_path / "data/avmnist", {"image": (784,), "audio": (16, 12)})
+    assert main(["train", "-m", *QUICK, "launcher=inline", "clip=none,1"]) == 0  # the last sweep
     assert main(["train", *KEPT, "logger=none"]) == 0  # what resume, show and eval find as "last"
     ran = 0
     # Trains last: "last" must stay the run that kept its checkpoints.
@@ -68,6 +70,10 @@ def test_commands_run(
         if verb is None or verb == "doctor":
             continue
         quick = QUICK if verb == "train" and "--cfg" not in words else []
+        if CLUSTERS & set(words):  # tests/launch trains on real ones
+            quick = ["--dry-run"]
+        if "sweeper=optuna" in words:
+            quick = [*QUICK, "sweeper.trials=2"]
         code = main([*words[1:], *quick])
         out, err = capsys.readouterr()
         assert code == 0, f"{shlex.join(words)} exited {code}\n{out}\n{err}"
