@@ -73,6 +73,7 @@ def test_commands_run(
         if CLUSTERS & set(words):  # tests/launch trains on real ones
             quick = ["--dry-run"]
         if "sweeper=optuna" in words:
+            words = [word for word in words if not word.startswith("sweeper.trials=")]
             quick = [*QUICK, "sweeper.trials=2"]
         code = main([*words[1:], *quick])
         out, err = capsys.readouterr()

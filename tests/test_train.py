@@ -338,7 +338,8 @@ def test_a_failure_without_a_word_is_its_type(
         raise ArithmeticError
 
     raise_at(monkeypatch, 1, silent)
-    assert cli.main(["train", "-m", *SMALL, "trainer.max_epochs=1", "sweep=s"]) == 1
+    words = [*SMALL, "trainer.max_epochs=1", "sweep=s", "launcher=inline"]
+    assert cli.main(["train", "-m", *words]) == 1
     (run,) = Path("outputs/s").glob("*/")
     assert record_of(run)["error"] == "ArithmeticError"
     assert ": ArithmeticError  (" in capsys.readouterr().out
