@@ -180,7 +180,7 @@ def test_a_search_has_no_end_that_its_points_tell(capsys: pytest.CaptureFixture[
     with locked(SWEEP.absolute()):
         out = said(capsys, "status", "s")
         facts = json.loads(said(capsys, "status", "s", "--format", "json"))
-    assert "trials   1 complete, 1 running; points are chosen on the way" in out
+    assert "trials   1 complete, 1 under way; points are chosen on the way" in out
     assert "left  " not in out  # more trials follow, which nobody has chosen yet
     assert facts["trials"] == {"complete": 1, "running": 1}
     assert facts["seconds_left"] is None

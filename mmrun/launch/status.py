@@ -187,7 +187,8 @@ def lines(status: Status) -> list[str]:
         f"{'driver':8} {_driver(status)}",
     ]
     if status.trials is not None:
-        states = ", ".join(f"{count} {state}" for state, count in status.trials.items())
+        words_of = {"running": "under way"}  # also where nobody drives: its points are not all done
+        states = ", ".join(f"{n} {words_of.get(word, word)}" for word, n in status.trials.items())
         more = "; points are chosen on the way" if status.driven else ""
         said.append(f"{'trials':8} {states or 'none yet'}{more}")
     said.append(f"{'points':8} {total}{': ' if words else ''}{', '.join(words)}")
