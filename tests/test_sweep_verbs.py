@@ -281,6 +281,7 @@ def test_what_nobody_drives_is_cancelled_at_once(capsys: pytest.CaptureFixture[s
     }
     assert "cancelled 1 that had died and 1 that had not begun" in out
     assert "left as they are: 1 running, 1 finished, 1 failed, 1 diverged, 1 pruned" in out
+    assert f"what is running goes on, without a driver here: end it on {ALIVE['host']}" in out
     assert "next     mmrun resume outputs/s" in out
     record = record_of(found["died"])
     assert (record["stopped_by"], record["error"]) == ("cancel", None)
