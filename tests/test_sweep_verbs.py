@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import time
@@ -139,6 +140,78 @@ def test_points_without_a_folder_are_counted(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_points_that_a_driver_has_yet_to_freeze_are_not_missing(capsys: pytest.CaptureFixture[str]):
+    found = make(waits={}, comes={})
+    shutil.rmtree(found["comes"])
+    with locked(SWEEP.absolute()):
+        out = said(capsys, "status", "s")
+    assert "points   2: 1 queued, 1 not frozen yet" in out
+    assert "without a folder" not in out
+
+
+def test_an_unreadable_point_is_not_for_resume(capsys: pytest.CaptureFixture[str]):
+    found = make(good=done(0.5), torn={})
+    (found["torn"] / "run.json").write_text("{")
+    out = said(capsys, "status", "s")
+    assert "points   2: 1 finished, 1 unreadable" in out
+    assert "mmrun resume" not in out  # it would only say so again
+    assert f"next     mmrun train -m {SMALL[0]}" in out
+    assert "once those that are unreadable are moved away" in out
+
+
+def test_one_point_without_a_driver_is_not_many(capsys: pytest.CaptureFixture[str]):
+    make(elsewhere=running(4))
+    assert "1 point is trained without one" in said(capsys, "status", "s")
+
+
+def journal(*states: int) -> None:
+    """The study of the sweep, with a trial in each of Optuna's states."""
+    logs: list[dict[str, Any]] = [{"op_code": 0, "study_name": "s", "directions": [1]}]
+    for number, state in enumerate(states):
+        logs.append({"op_code": 4, "study_id": 0, "datetime_start": now()})
+        logs.append({"op_code": 6, "trial_id": number, "state": state, "values": [0.5]})
+    text = "".join(json.dumps({**log, "worker_id": "w"}) + "\n" for log in logs)
+    (SWEEP / "study.journal").write_text(text)
+
+
+def test_a_search_has_no_end_that_its_points_tell(capsys: pytest.CaptureFixture[str]):
+    make(good=done(0.3), runs=running(4))
+    journal(1, 0)
+    with locked(SWEEP.absolute()):
+        out = said(capsys, "status", "s")
+        facts = json.loads(said(capsys, "status", "s", "--format", "json"))
+    assert "trials   1 complete, 1 under way; points are chosen on the way" in out
+    assert "left  " not in out  # more trials follow, which nobody has chosen yet
+    assert facts["trials"] == {"complete": 1, "running": 1}
+    assert facts["seconds_left"] is None
+
+
+def test_a_search_that_was_killed_is_resumed(capsys: pytest.CaptureFixture[str]):
+    found = make(good=done(0.3), comes={})
+    journal(1, 0)
+    shutil.rmtree(found["comes"])  # chosen, and not frozen
+    out = said(capsys, "status", "s")
+    assert "next     mmrun resume outputs/s    # train what is left" in out
+    assert "mmrun train -m" not in out
+    journal(1, 1, 3)
+    out = said(capsys, "status", "s")
+    assert "trials   2 complete, 1 failed\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["stat", "last"], "sweep does no such thing (given: stat). Did you mean status?"),
+        (["last"], "sweep does no such thing (given: last). Available: cancel, status."),
+        (["status"], "the following arguments are required: SWEEP"),
+        (["--format", "json", "status", "nothing"], "no such sweep (given: nothing)"),
+    ],
+)
+def test_words_that_are_wrong(capsys: pytest.CaptureFixture[str], words: list[str], named: str):
+    make(good=done(0.5))
+    assert named in said(capsys, *words, code=2)
+
+
 def test_nothing_is_left(capsys: pytest.CaptureFixture[str]):
     make(good=done(0.5))
     assert "next     mmrun compare outputs/s" in said(capsys, "status", "s")
@@ -208,6 +281,7 @@ def test_what_nobody_drives_is_cancelled_at_once(capsys: pytest.CaptureFixture[s
     }
     assert "cancelled 1 that had died and 1 that had not begun" in out
     assert "left as they are: 1 running, 1 finished, 1 failed, 1 diverged, 1 pruned" in out
+    assert f"what is running goes on, without a driver here: end it on {ALIVE['host']}" in out
     assert "next     mmrun resume outputs/s" in out
     record = record_of(found["died"])
     assert (record["stopped_by"], record["error"]) == ("cancel", None)
@@ -329,7 +403,7 @@ def test_jobs_that_outlived_their_driver_are_ended(
         (["cancel", "s", "--format", "json"], "cancel takes no --format"),
         (["status", "s", "--trust", "mine"], "status runs no code"),
         (["status"], "SWEEP"),
-        (["begin", "s"], "'status', 'cancel'"),
+        (["begin", "s"], "Available: cancel, status"),
     ],
 )
 def test_what_is_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrun.errors import UserError
+from mmrun.errors import UserError, printable
 from mmrun.launch import report
 from mmrun.launch.executor import Executor, Job, make_executor
 from mmrun.launch.status import Status, look
@@ -147,12 +147,26 @@ def lines(done: Cancelled) -> list[str]:
     left = {name: n for name, n in done.after.counts.items() if name != "cancelled"}
     rest = ", ".join(f"{count} {name}" for name, count in left.items())
     if not words:
-        return [f"nothing was left to cancel{f': {rest}' if rest else ''}"]
+        return [f"nothing was left to cancel{f': {rest}' if rest else ''}", *_beyond(done.after)]
     said = [f"{'points':8} cancelled {' and '.join(words)}"]
     if rest:
         said.append(f"{'':8} left as they are: {rest}")
+    said += _beyond(done.after)
     said.append(f"{'next':8} {report.resuming(done.after.directory)}    # take them up again")
     return said
+
+
+def _beyond(status: Status) -> list[str]:
+    """Points that run without a driver that is seen from here: nobody has been asked to end them."""
+    hosts = {
+        str(record["host"] or "an unknown host") for record in status.those("running").values()
+    }
+    where = printable(", ".join(sorted(hosts)))
+    return (
+        [f"{'':8} what is running goes on, without a driver here: end it on {where}"]
+        if hosts
+        else []
+    )
 
 
 _WORDS = {"queued": "had not begun", "running": "were running", "killed": "had died"}

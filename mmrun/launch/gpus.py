@@ -40,13 +40,11 @@ def choose(wanted: Literal["auto"] | Sequence[int]) -> list[Gpu]:
         return []
     present = visible()
     if wanted == "auto":
-        return present or []
+        return present
     if len(set(wanted)) < len(wanted):
         raise UserError("launcher.gpus names a GPU twice", given=list(wanted), remedy="Once.")
-    if present is None and min(wanted) >= 0:  # nobody knows which there are
-        return [Gpu(str(number), str(number)) for number in wanted]
-    if min(wanted) < 0 or max(wanted) >= len(present or ()):
-        here = len(present or ())
+    if min(wanted) < 0 or max(wanted) >= len(present):
+        here = len(present)
         raise UserError(
             "launcher.gpus names a GPU that is not here",
             given=list(wanted),
@@ -54,11 +52,11 @@ def choose(wanted: Literal["auto"] | Sequence[int]) -> list[Gpu]:
             if here
             else "There are none: nvidia-smi and CUDA_VISIBLE_DEVICES say which there are.",
         )
-    return [(present or [])[number] for number in wanted]
+    return [present[number] for number in wanted]
 
 
-def visible() -> list[Gpu] | None:
-    """The GPUs that this process may see; None where neither CUDA_VISIBLE_DEVICES nor the driver says."""
+def visible() -> list[Gpu]:
+    """The GPUs that this process may see, as CUDA_VISIBLE_DEVICES or the driver says."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None and not _entries(listed):
         return []
@@ -94,11 +92,11 @@ def _known() -> dict[str, str]:
     return {index.strip(): uuid.strip() for index, comma, uuid in rows if comma}
 
 
-def _device_files() -> list[Gpu] | None:
+def _device_files() -> list[Gpu]:
     """By the driver's own files: a container may have those and no nvidia-smi."""
     numbers = sorted(
         int(path.name.removeprefix("nvidia"))
         for path in Path("/dev").glob("nvidia[0-9]*")
         if path.name.removeprefix("nvidia").isdigit()
     )
-    return [Gpu(str(number), str(number)) for number in numbers] or None
+    return [Gpu(str(number), str(number)) for number in numbers]

@@ -152,8 +152,12 @@ def awaited(planned: Planned) -> str:
 
 def reason(record: Mapping[str, Any]) -> str:
     """Why a point has no result, on one line."""
-    said = str(record["error"] or record["stopped_by"] or record["status"])
+    by = record["stopped_by"]
+    said = str(record["error"] or _SIGNALS.get(by, by) or record["status"])
     return next(iter(said.splitlines()), "")
+
+
+_SIGNALS = {"interrupt": "interrupted (SIGINT)", "terminate": "terminated (SIGTERM)"}
 
 
 def closing(

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mmrun.errors import printable, shortened
+from mmrun.errors import UserError, printable, shortened
 from mmrun.exits import program, shown
 from mmrun.launch import report
 from mmrun.launch.plan import DONE, rank
+from mmrun.runs.layout import STUDY
 from mmrun.runs.ledger import Ledger, driven, read_ledger
 from mmrun.runs.reader import list_runs, read
 from mmrun.runs.record import STATUSES, UNREADABLE
 from mmrun.runs.standing import Best, best, digits, duration, elapsed, time_left
+from mmrun.runs.study import read_study
 
 MOST = 20  # running points, and failures, that one screen has room for
 # What a driver takes up. It may also take up failed points, but those that failed under it, it will not.
@@ -33,6 +35,7 @@ class Status:
         driven: whether a process drives it.
         records: {run directory: run.json} of its points, in the order of the ledger; of copies the one that counts.
         lost: folders of points of the ledger that are not there.
+        trials: {state: trials} where a sweeper chooses the points; None for a grid, or a study that cannot be read.
     """
 
     directory: Path
@@ -40,6 +43,7 @@ class Status:
     driven: bool
     records: Mapping[Path, Mapping[str, Any]]
     lost: tuple[str, ...] = ()
+    trials: Mapping[str, int] | None = None
 
     def those(self, *statuses: str) -> dict[Path, Mapping[str, Any]]:
         """The points with one of these statuses."""
@@ -58,9 +62,9 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last point has ended; None where nobody works on them, or none has ended yet."""
+        """Until the last point has ended; None where nobody works on them, none has ended yet, or more will be chosen."""
         running = [elapsed(record) for record in self.those("running").values()]
-        if not self.driven or not running:
+        if not self.driven or not running or self.trials is not None:
             return None
         ended = [record["seconds"] for record in self.those(*DONE).values()]
         return time_left(
@@ -75,9 +79,16 @@ class Status:
         """{what it does: command} of what one may want now."""
         where = shlex.quote(shown(self.directory))
         commands: dict[str, str] = {}
-        if self.lost and not self.driven:
-            commands["make again what has no folder"] = report.again(self.ledger)
-        if not self.driven and len(self.those(*DONE, "running")) < len(self.records):
+        unreadable, search = self.those(UNREADABLE), self.trials
+        if not self.driven and (unreadable or (self.lost and search is None)):
+            what = "make again what has no folder" + (
+                ", once those that are unreadable are moved away" if unreadable else ""
+            )
+            commands[what] = report.again(self.ledger)
+        left = len(self.those(*DONE, "running", UNREADABLE)) < len(self.records)
+        if not self.driven and (
+            left or (search is not None and (self.lost or "running" in search))
+        ):
             commands["train what is left"] = report.resuming(self.directory)
         if self.those("queued", "running"):
             commands["end it"] = f"{program()} sweep cancel {where}"
@@ -109,7 +120,24 @@ def look(sweep: Path) -> Status:
         lost=tuple(
             name for id, name in ledger.points.items() if id not in found and name not in folders
         ),
+        trials=_trials(sweep),
     )
+
+
+def _trials(sweep: Path) -> dict[str, int] | None:
+    """{state: trials}; one that was tried again is not counted."""
+    if not (sweep / STUDY).is_file():
+        return None
+    try:
+        known = read_study(sweep).trials
+    except UserError:  # the points are there all the same
+        return None
+    replaced = {each.again for each in known}
+    counts: dict[str, int] = {}
+    for each in known:
+        if each.number not in replaced:
+            counts[each.state] = counts.get(each.state, 0) + 1
+    return counts
 
 
 def facts(status: Status) -> dict[str, Any]:
@@ -123,6 +151,7 @@ def facts(status: Status) -> dict[str, Any]:
         "total": len(status.records) + len(status.lost),
         "points": status.counts,
         "lost": list(status.lost),
+        "trials": status.trials,
         "seconds_left": status.seconds_left,
         "best": leader
         and {
@@ -150,12 +179,19 @@ def lines(status: Status) -> list[str]:
     """One screen of it."""
     total = len(status.records) + len(status.lost)
     words = [f"{count} {name}" for name, count in status.counts.items()]
-    words += [f"{len(status.lost)} without a folder"] if status.lost else []
+    # A driver is about to make them: it has planned all, and freezes one after another.
+    lost = "not frozen yet" if status.driven else "without a folder"
+    words += [f"{len(status.lost)} {lost}"] if status.lost else []
     said = [
         f"{'sweep':8} {shown(status.directory)}",
         f"{'driver':8} {_driver(status)}",
-        f"{'points':8} {total}{': ' if words else ''}{', '.join(words)}",
     ]
+    if status.trials is not None:
+        words_of = {"running": "under way"}  # also where nobody drives: its points are not all done
+        states = ", ".join(f"{n} {words_of.get(word, word)}" for word, n in status.trials.items())
+        more = "; points are chosen on the way" if status.driven else ""
+        said.append(f"{'trials':8} {states or 'none yet'}{more}")
+    said.append(f"{'points':8} {total}{': ' if words else ''}{', '.join(words)}")
     left, leader = status.seconds_left, status.best
     if left is not None:
         said.append(f"{'left':8} about {duration(left)}")
@@ -179,10 +215,9 @@ def _driver(status: Status) -> str:
         return by
     here = status.ledger.driver.get("host") == socket.gethostname()
     last = f"{by}{'' if here else ', as far as can be seen from here'}"
-    goes_on = status.those("running")
-    return f"none now; the last was {last}" + (
-        f". {len(goes_on)} points are trained without one" if goes_on else ""
-    )
+    n = len(status.those("running"))
+    goes_on = f". {n} {'point is' if n == 1 else 'points are'} trained without one" if n else ""
+    return f"none now; the last was {last}{goes_on}"
 
 
 def _running(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,4 +38,6 @@ def closing(outcome: Outcome) -> int:
             say(f"{'settings':8} {program()} compare {shlex.quote(where)}")
     if best:
         say("\n" + "\n".join(best))
+    if outcome.exit_code:
+        say(f"{'again':8} {report.resuming(outcome.directory)}    # what has no result")
     return outcome.exit_code

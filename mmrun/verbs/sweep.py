@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrun.errors import UserError
+from mmrun.errors import UserError, nearest
 from mmrun.verbs.garbage import uncollected
 from mmrun.verbs.words import Parser, parse_trusting
 
@@ -16,14 +16,22 @@ def main(words: list[str]) -> int:
         "status: points by status, the time that is left, the best so far, what runs, what failed. "
         "cancel: end what runs and what is queued; results stay, and mmrun resume takes the rest up again.",
     )
-    parser.add_argument("action", choices=[STATUS, CANCEL], help="how the sweep stands, or end it")
+    parser.add_argument(
+        "action", metavar=f"{STATUS}|{CANCEL}", help="how the sweep stands, or end it"
+    )
     parser.add_argument(
         "sweep",
         metavar="SWEEP",
+        nargs="?",  # where the first word is wrong that is what is to be said
         help="a path, a name or unique start of one below outputs/, or last",
     )
     parser.add_argument("--format", choices=["table", "json"], help="of status; table by default")
     given, trust = parse_trusting(parser, words)
+    if given.action not in (STATUS, CANCEL):
+        remedy = f"{nearest(given.action, (STATUS, CANCEL))} E.g. mmrun sweep {STATUS} last."
+        raise UserError("sweep does no such thing", given=given.action, remedy=remedy)
+    if given.sweep is None:
+        parser.error("the following arguments are required: SWEEP")
     from mmrun import runs
 
     if given.action == STATUS and trust:

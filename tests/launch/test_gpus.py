@@ -24,7 +24,7 @@ def a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     """Nothing of this machine's GPUs, and a folder for temporary files."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "SMI", ("no-such-program",))
-    monkeypatch.setattr(gpus, "_device_files", lambda: None)
+    monkeypatch.setattr(gpus, "_device_files", list)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -81,9 +81,10 @@ def test_gpus_are_those_that_this_process_may_see(
     assert [gpu.key for gpu in found] == keys
 
 
-def test_where_nothing_is_known_numbers_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch):
+def test_where_nothing_is_known_there_are_none(monkeypatch: pytest.MonkeyPatch):
     assert choose("auto") == []
-    assert choose([0, 2]) == [Gpu("0", "0"), Gpu("2", "2")]
+    with pytest.raises(UserError, match="There are none"):  # points would train on the CPU
+        choose([0, 2])
     monkeypatch.setattr(gpus, "_device_files", lambda: FOUR[:2])  # a container without nvidia-smi
     assert choose("auto") == FOUR[:2]
 

@@ -42,6 +42,12 @@ def as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were two; points train on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+
+@pytest.fixture
 def pool() -> Iterator[Callable[..., Local]]:
     """Makes pools that are closed after the test."""
     made: list[Local] = []
@@ -74,6 +80,7 @@ def until(what: Callable[[], Any], seconds: float = 120) -> Any:
     raise AssertionError("it does not come")
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_workers_have_their_gpu_and_threads_and_serve_on_and_count_alike(
     pool: Callable[..., Local],
 ):
@@ -173,6 +180,7 @@ def test_a_point_is_cancelled_and_its_worker_goes_on(pool: Callable[..., Local])
     assert finish(one, [job("last")])["last"][1]["status"] == "finished"
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_a_process_for_every_point(pool: Callable[..., Local]):
     one = pool(gpus=[0], isolate=True)
     jobs = [job(f"p{k}", "nothing", f"seed={k}") for k in range(3)]
@@ -202,6 +210,7 @@ def acting(name: str, act: str, points: int, *knobs: str) -> subprocess.Popen[by
     return subprocess.Popen([sys.executable, *words], env=environment_with({}))
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_workers_end_with_their_parent(pool: Callable[..., Local]):
     """By SIGKILL even: their points say killed, what they have started is gone, and so are their locks."""
     parent = acting("p", "hang_loading", 1, "gpus=[0]")
@@ -222,6 +231,7 @@ def test_workers_end_with_their_parent(pool: Callable[..., Local]):
     until(again.room)  # a process has ended a little before the kernel has closed its files
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_two_sweeps_share_the_gpus():
     """The second one gets a GPU of the first, which has more to do, and none is ever used by both."""
     first = acting("a", "sleep", 0, "gpus=[0,1]")
@@ -266,7 +276,11 @@ def test_two_sweeps_share_the_gpus():
         ({"max_retries": -1}, "launcher.max_retries"),
     ],
 )
-def test_wrong_settings_are_said_before_anything_is_made(knobs: dict[str, Any], said: str):
+def test_wrong_settings_are_said_before_anything_is_made(
+    knobs: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    if "gpus" in knobs:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError) as caught:
         Local(**knobs)
     assert said in str(caught.value)
@@ -285,7 +299,14 @@ def test_wrong_settings_are_said_before_anything_is_made(knobs: dict[str, Any], 
         ({"threads": 1}, len(os.sched_getaffinity(0))),
     ],
 )
-def test_slots(knobs: dict[str, Any], slots: int, pool: Callable[..., Local]):
+def test_slots(
+    knobs: dict[str, Any],
+    slots: int,
+    pool: Callable[..., Local],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if "gpus" in knobs:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     assert len(slots_of(pool(**knobs))) == slots
 
 

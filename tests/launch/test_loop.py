@@ -195,6 +195,17 @@ def test_dry_run_makes_nothing(capsys: pytest.CaptureFixture[str]):
     assert len(points()) == 1
 
 
+def test_dry_run_of_a_search_says_that_its_points_are_examples(capsys: pytest.CaptureFixture[str]):
+    words = ["sweeper=optuna", "sweeper.trials=7", "clip=norm", "clip.threshold=interval(1,3)"]
+    assert cli.main(["train", "-m", *QUICK, *words, "seeds=2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert not Path("outputs").exists()
+    assert "trials   7 in all, 2 points each, chosen on the way; such as those below" in out
+    assert "to train" not in out  # what the trials will be, nobody knows yet
+    assert "clip=2" not in out
+    assert "4 steps  clip.threshold=2,seed=0" in out
+
+
 # What is interrupted
 
 

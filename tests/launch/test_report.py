@@ -30,6 +30,19 @@ def record(**keys: Any) -> dict[str, Any]:
     return blank() | {"name": LONG, "status": "finished"} | keys
 
 
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"stopped_by": "interrupt"}, "interrupted (SIGINT)"),
+        ({"stopped_by": "terminate"}, "terminated (SIGTERM)"),
+        ({"stopped_by": "signal", "error": "its process died\nand more"}, "its process died"),
+        ({"status": "queued"}, "queued"),
+    ],
+)
+def test_why_a_point_has_no_result(keys: dict[str, Any], why: str):
+    assert report.reason(record(**keys)) == why
+
+
 def test_long_names_are_cut_and_keep_their_ends():
     progress = report.Progress(2)
     lines = [
