@@ -581,6 +581,24 @@ def test_a_second_signal_takes_no_last_word():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_library_that_puts_handlers_back_gives_a_second_signal_no_say():
+    """Lightning does, as an exception leaves it: before the run has written down how it ended."""
+    written = False
+    for _ in range(2):  # the next one is heard again
+        with pytest.raises(Interrupted), interruptible():
+            mine = signal.getsignal(signal.SIGTERM)
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            finally:
+                signal.signal(signal.SIGTERM, mine)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+                written = True
+        assert written
+        written = False
+
+
 def test_a_sweep_that_is_done_gets_nothing_ready():
     """It takes the command line's time, without torch, and says nothing of where points would log."""
     run("clip=none")
