@@ -119,8 +119,10 @@ class Work:
             return
         self.view.tick([*self.active, *(Running(each, None, begun=False) for each in batch)])
         handles = self.executor.submit([self._job(each) for each in batch])
-        begun = not self.executor.queues
-        self.active += [Running(p, h, begun=begun) for p, h in zip(batch, handles, strict=True)]
+        self.active += [
+            Running(planned, handle, begun=self.executor.begun(handle))
+            for planned, handle in zip(batch, handles, strict=True)
+        ]
         keys = {
             each.directory.name: key
             for each, handle in zip(batch, handles, strict=True)
@@ -203,6 +205,8 @@ class Work:
         """What is seen once a second: records, times, what other processes have done, what is to be pruned."""
         for each in self.active:
             each.look()
+            if each.began is None and self.executor.begun(each.handle):
+                each.began = time.monotonic()
         limit = self.executor.timeout_s
         late = [each for each in self.active if limit and (each.seconds() or 0.0) > limit]
         self._end(

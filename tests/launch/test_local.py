@@ -184,6 +184,13 @@ def test_a_process_for_every_point(pool: Callable[..., Local]):
     assert not any(map(alive, pids))  # each was gone when its point counted as ended
 
 
+def test_imports_are_not_the_time_of_a_point(pool: Callable[..., Local]):
+    executor = pool(workers=1)
+    (task,) = executor.submit([job("first")])
+    assert not executor.begun(task)
+    until(lambda: executor.wait(0.1) or executor.begun(task))
+
+
 def test_a_worker_that_cannot_start_says_why(
     pool: Callable[..., Local], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

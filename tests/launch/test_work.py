@@ -263,6 +263,26 @@ def test_the_time_of_a_job_that_waits_for_its_turn_has_not_begun(tmp_path: Path)
     assert executor.ended == []
 
 
+def test_the_time_of_a_job_begins_when_its_executor_says_so(tmp_path: Path):
+    """A worker that still imports is not too slow; a point that never comes to say that it runs is."""
+
+    class Importing(Fake):
+        ready = False
+        polls = 0
+
+        def begun(self, handle: Path) -> bool:
+            return self.ready
+
+        def poll(self, handle: Path) -> Ended | None:
+            self.polls += 1
+            self.ready = self.polls > 200
+            assert self.ready or not self.ended
+            return super().poll(handle)
+
+    executor = Importing({"a": [never_begin]}, timeout_s=1e-9)
+    assert Sweep(executor).run(points(tmp_path, "a")) == {"a": "killed"}
+
+
 def test_a_result_that_came_in_time_stays(tmp_path: Path):
     """The limit strikes while the point writes down its end."""
 
