@@ -15,6 +15,7 @@ from mmrun.launch.running import LOOK_S, Running
 from mmrun.launch.source import Listed, Source
 from mmrun.launch.view import View
 from mmrun.runs import reader
+from mmrun.runs.claim import is_claimed
 from mmrun.runs.writer import Run
 
 POLL_S = 0.2
@@ -54,6 +55,7 @@ class Work:
         self.given = 0
         self.stopping = False
         self._looked = 0.0
+        self._awaited = set[str]()  # names of folders
 
     def adopt(self, planned: Planned, key: str) -> bool:
         """Take up a job that an earlier driver has submitted; False where there is none any more."""
@@ -65,7 +67,9 @@ class Work:
     def wait_for(self, planned: Planned) -> None:
         """A point that another process trains: where it ends badly, it is this one's to train."""
         self.elsewhere.append(planned)
-        self.view.awaited(planned)
+        if planned.directory.name not in self._awaited:
+            self._awaited.add(planned.directory.name)
+            self.view.awaited(planned)
 
     def run(self, source: Source) -> None:
         """Until nothing of the source is left, the first failure where that is asked for, or a cancellation."""
@@ -107,7 +111,7 @@ class Work:
             each = self.again.popleft() if self.again else self.source.next()
             if each is None:
                 break
-            if reader.read(each.directory)["status"] == "running":  # another process was faster
+            if _is_trained(each):  # another process was faster
                 self.wait_for(each)
                 continue
             if each.directory.name not in self.tries:
@@ -148,6 +152,9 @@ class Work:
 
     def _take_in(self, each: Running, ended: Ended) -> None:
         planned = each.planned
+        if is_claimed(planned.directory):  # by another process, which was faster than the job
+            self.wait_for(planned)
+            return
         reason = ended.reason or "the job ended and left no word"
         record = self._settle(planned, "killed", stopped_by=ended.stopped_by, error=reason)
         self._account(planned, record, each.seconds() or 0.0)
@@ -190,6 +197,8 @@ class Work:
         """
         try:
             raw = reader.recorded(planned.directory)["status"]
+            if is_claimed(planned.directory):
+                raw = ""  # another process trains it, and writes down how that ends
             named = (
                 "running",
                 *(("queued",) if queued else ()),
@@ -219,9 +228,9 @@ class Work:
         pruned = [each for each in self.active if each.planned in chosen]
         self._end(pruned, "pruned", stopped_by="pruned", error=None)
         for planned in self.elsewhere[:]:
-            record = reader.read(planned.directory)
-            if record["status"] == "running":
+            if _is_trained(planned):
                 continue
+            record = reader.read(planned.directory)
             self.elsewhere.remove(planned)
             if record["status"] in ("queued", *RESUMABLE) and not self.stopping:
                 self.again.append(planned)
@@ -248,6 +257,11 @@ class Work:
             self._settle(planned, "cancelled", stopped_by="cancel")
         self.view.note("cancelled; the same command or mmrun resume takes up what is left")
         self.active.clear()
+
+
+def _is_trained(each: Planned) -> bool:
+    """Whether another process trains the point now; the jobs of this one are not asked about."""
+    return reader.read(each.directory)["status"] == "running" or is_claimed(each.directory)
 
 
 def _renew(each: Planned) -> None:

@@ -186,6 +186,7 @@ def test_a_process_for_every_point(pool: Callable[..., Local]):
 
 def test_imports_are_not_the_time_of_a_point(pool: Callable[..., Local]):
     executor = pool(workers=1)
+    assert executor.room() == 1
     (task,) = executor.submit([job("first")])
     assert not executor.begun(task)
     until(lambda: executor.wait(0.1) or executor.begun(task))

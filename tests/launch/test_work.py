@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmrun.launch.source import Listed
 from mmrun.launch.view import View
 from mmrun.launch.work import Work
 from mmrun.runs import reader
+from mmrun.runs.claim import claimed
 from mmrun.runs.heartbeat import process_start
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import Run, freeze
@@ -270,7 +272,7 @@ def test_the_time_of_a_job_begins_when_its_executor_says_so(tmp_path: Path):
         ready = False
         polls = 0
 
-        def begun(self, handle: Path) -> bool:
+        def begun(self, handle: Path) -> bool:  # noqa: ARG002 (contract)
             return self.ready
 
         def poll(self, handle: Path) -> Ended | None:
@@ -392,6 +394,33 @@ def test_another_process_that_was_faster_is_waited_for(tmp_path: Path):
     executor = Killing()
     assert Sweep(executor).run(planned) == {"a": "finished", "b": "finished"}
     assert executor.jobs == ["b", "a"]
+
+
+def test_a_job_that_comes_second_leaves_its_point_to_the_first(tmp_path: Path):
+    """Between the look at a record and the job's own there are seconds of imports."""
+    other = ExitStack()
+
+    def faster(run: Run) -> Ended:
+        other.enter_context(claimed(run.directory))
+        begin(run)
+        return Ended(reason="this run is being trained now", stopped_by="error")
+
+    class First(Fake):
+        waited = 0
+
+        def wait(self, seconds: float) -> None:  # noqa: ARG002 (contract)
+            self.waited += 1
+            if self.waited == 3:
+                assert states(planned)["a"] == "running"
+                Run.open(planned[0].directory).finish("finished")
+                other.close()
+
+    executor = First({"a": [faster]}, max_retries=1)
+    planned = points(tmp_path, "a")
+    sweep = Sweep(executor)
+    assert sweep.run(planned) == {"a": "finished"}
+    assert executor.jobs == ["a"]
+    assert sum("another process trains it" in line for line in sweep.said) == 1
 
 
 def test_an_unreadable_record_is_a_failure_and_no_crash(tmp_path: Path):
