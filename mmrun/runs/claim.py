@@ -20,7 +20,7 @@ _STEP_S = 0.02
 _held: set[int] = set()  # descriptors
 
 
-class Claimed(UserError):
+class ClaimedError(UserError):
     """Another process trains this run."""
 
 
@@ -29,7 +29,7 @@ def claimed(directory: Path) -> Generator[None]:
     """This process alone trains the run while this lasts. Where a file system has no such locks, its record has to do.
 
     Raises:
-        Claimed: another one does.
+        ClaimedError: another one does.
     """
     file = -1
     with contextlib.suppress(OSError):
@@ -65,11 +65,11 @@ def is_claimed(directory: Path) -> bool:
         os.close(file)
 
 
-def taken(directory: Path) -> Claimed:
+def taken(directory: Path) -> ClaimedError:
     """What to say to who comes second."""
     record = reader.read(directory)
     who = f"process {record['pid']} on {record['host']}" if record["status"] == "running" else "it"
-    return Claimed(
+    return ClaimedError(
         "this run is being trained now", given=directory, remedy=f"Wait for {who}, or stop it."
     )
 

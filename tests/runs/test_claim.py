@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrun.runs.claim import Claimed, claimed, is_claimed
+from mmrun.runs.claim import ClaimedError, claimed, is_claimed
 from mmrun.runs.writer import Run, freeze
 from mmrun.spec import Point
 
@@ -34,7 +34,7 @@ def test_who_comes_second_is_refused_until_the_first_is_dead(run: Run):
         assert first.stdout is not None
         first.stdout.readline()
         assert is_claimed(run.directory)
-        with pytest.raises(Claimed, match="being trained now"), claimed(run.directory):
+        with pytest.raises(ClaimedError, match="being trained now"), claimed(run.directory):
             pass
         first.kill()
     assert not is_claimed(run.directory)
