@@ -162,11 +162,9 @@ class Work:
     def _account(self, planned: Planned, record: dict[str, Any], seconds: float) -> None:
         tries = self.tries.get(planned.directory.name, 0)
         retry = record["status"] in RETRIED and tries < self.executor.max_retries
-        if retry and not self.stopping:
+        if retry and not self.stopping and _ready_again(planned, record):
             self.tries[planned.directory.name] = tries + 1
             self.view.retried(planned, record, tries + 2, self.executor.max_retries + 1)
-            if action_for(record, planned.directory) == "train":
-                Run.open(planned.directory).reset()
             self.again.append(planned)
             return
         self.source.ended(planned, record)
@@ -208,6 +206,8 @@ class Work:
                 Run.open(planned.directory).finish(status, **keys)
         except UserError:
             pass  # unreadable, and read as such
+        except OSError:  # a full disk: it is no reason to end those that train on another
+            return reader.read(planned.directory) | {"status": status} | keys
         return reader.read(planned.directory)
 
     def _look(self) -> None:
@@ -262,6 +262,16 @@ class Work:
 def _is_trained(each: Planned) -> bool:
     """Whether another process trains the point now; the jobs of this one are not asked about."""
     return reader.read(each.directory)["status"] == "running" or is_claimed(each.directory)
+
+
+def _ready_again(each: Planned, record: Mapping[str, Any]) -> bool:
+    """Whether a point that ended badly can be tried again, from its checkpoint or from the start."""
+    try:
+        if action_for(record, each.directory) == "train":
+            Run.open(each.directory).reset()
+    except (UserError, OSError):  # its folder is gone, or its disk full
+        return False
+    return True
 
 
 def _renew(each: Planned) -> None:

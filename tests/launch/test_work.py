@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from mmrun.launch.plan import Planned, plan
 from mmrun.launch.source import Listed
 from mmrun.launch.view import View
 from mmrun.launch.work import Work
-from mmrun.runs import reader
+from mmrun.runs import reader, writer
 from mmrun.runs.claim import claimed
 from mmrun.runs.heartbeat import process_start
 from mmrun.runs.layout import Paths
@@ -421,6 +422,33 @@ def test_a_job_that_comes_second_leaves_its_point_to_the_first(tmp_path: Path):
     assert sweep.run(planned) == {"a": "finished"}
     assert executor.jobs == ["a"]
     assert sum("another process trains it" in line for line in sweep.said) == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_record_that_cannot_be_written_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int
+):
+    """A disk that is full when a point has died: those that train go on."""
+    executor = Fake({"b": [hang]}, max_retries=retries)
+    planned = points(tmp_path, "a", "b", "c")
+    full = planned[0].directory
+    whole = writer.write_whole
+
+    def write(path: Path, text: str) -> None:
+        if path.parent == full and executor.jobs:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, text)
+
+    def wait(_: float) -> None:
+        executor.under_way[planned[1].directory] = finish(Run.open(planned[1].directory))
+
+    monkeypatch.setattr(executor, "wait", wait)
+    begin(Run.open(full), gone())
+    monkeypatch.setattr(writer, "write_whole", write)
+    executor.how["a"] = [lambda _: Ended(reason="its process was ended by SIGKILL")]
+    Sweep(executor).run(planned)
+    assert reader.read(full)["status"] == "killed"
+    assert [reader.read(each.directory)["status"] for each in planned[1:]] == ["finished"] * 2
 
 
 def test_an_unreadable_record_is_a_failure_and_no_crash(tmp_path: Path):
