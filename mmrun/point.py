@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmrun.errors import UserError, described
 from mmrun.ranks import rank_and_world
 from mmrun.runs import reader
+from mmrun.runs.claim import claimed
 from mmrun.runs.writer import Run
 from mmrun.signals import end_with_parent
 
@@ -45,13 +46,22 @@ def run(
     """
     from mmrun.train import train  # torch and Lightning: 4 s that a caller may have paid already
 
+    if rank_and_world() is not None:  # its parent holds the run
+        return _run(train, directory, resume, changes, trust, brief)
+    reader.recorded(directory)
+    with claimed(directory):
+        return _run(train, directory, resume, changes, trust, brief)
+
+
+def _run(
+    train: Callable[..., dict[str, Any]],
+    directory: Path,
+    resume: bool,
+    changes: Mapping[str, Any] | None,
+    trust: Collection[str],
+    brief: bool,
+) -> dict[str, Any]:
     record = reader.recorded(directory)
-    if rank_and_world() is None and reader.read(directory)["status"] == "running":
-        raise UserError(
-            "this run is being trained now",
-            given=directory,
-            remedy=f"Wait for process {record['pid']} on {record['host']}, or stop it.",
-        )
     frozen = reader.point(directory)
     try:
         return train(

@@ -20,6 +20,13 @@ STOPPED_BY: dict[int, str] = {
 _HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
+class _State:
+    """How many ``interruptible`` there are around each other, and whether one signal has ended them."""
+
+    depth = 0
+    interrupted = False
+
+
 class Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGUSR2; not an Exception, so that nothing in between takes it for a failure."""
 
@@ -35,11 +42,14 @@ def interruptible() -> Iterator[None]:
     One is enough: while it is on its way through others of these, a second one is not heard.
     """
     before: dict[int, Callable[..., Any] | int | None] = {}
-    with contextlib.suppress(ValueError):
-        for signum in _HEARD:
-            before[signum] = signal.signal(signum, _raise)
+    if not _State.depth:
+        _State.interrupted = False
+    _State.depth += 1
     interrupted = False
     try:
+        with contextlib.suppress(ValueError):
+            for signum in _HEARD:
+                before[signum] = signal.signal(signum, _raise)
         yield
     except Interrupted:
         interrupted = True
@@ -48,6 +58,7 @@ def interruptible() -> Iterator[None]:
         for signum, handler in before.items():
             again = signal.SIG_IGN if interrupted and handler is _raise else handler
             signal.signal(signum, again)
+        _State.depth -= 1
 
 
 @contextlib.contextmanager
@@ -137,4 +148,7 @@ def _end(signum: int, _frame: FrameType | None) -> None:
 def _raise(signum: int, _frame: FrameType | None) -> None:
     for each in STOPPED_BY:  # one is enough: what follows writes the ending down
         signal.signal(each, signal.SIG_IGN)
+    if _State.depth and _State.interrupted:  # Lightning puts this handler back as it leaves
+        return
+    _State.interrupted = True
     raise Interrupted(signum)

@@ -100,6 +100,10 @@ class Executor(ABC):
     def cancel(self, handles: Sequence[Any]) -> None:
         """End these jobs now: by SIGINT, so that their records say killed, by force after ``GRACE_S``."""
 
+    def begun(self, handle: Any) -> bool:  # noqa: ARG002 (contract)
+        """Whether the job is worked on for all that this process can tell: its time runs from then on."""
+        return not self.queues
+
     def key(self, handle: Any) -> str:  # noqa: ARG002 (contract)
         """Under which a later process finds the job again; empty where it ends with this process."""
         return ""

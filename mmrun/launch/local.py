@@ -188,6 +188,10 @@ class Local(Executor):
             self._settle(handle)
         return handle.ended
 
+    def begun(self, handle: Task) -> bool:
+        """Whether its worker has what it needs: imports are not the point's time."""
+        return handle.worker.ready
+
     def wait(self, seconds: float) -> None:
         """Until a worker says something or ends, at most that long."""
         self._share()

@@ -9,6 +9,7 @@ from mmrun.errors import UserError
 from mmrun.launch.executor import Job
 from mmrun.launch.plan import RESUMABLE
 from mmrun.runs import reader
+from mmrun.runs.claim import ClaimedError
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import Run
 
@@ -37,6 +38,8 @@ def run(job: Job, *, alone: bool = False) -> Exception | SystemExit | None:
             try:
                 point.run(job.directory, resume=True, trust=job.trust, brief=True)
                 return None
+            except ClaimedError:
+                raise
             except UserError as error:  # say, a checkpoint that is damaged: the point itself is not
                 sys.stderr.write(f"{job.directory.name}: {error} Training it afresh.\n")
         point.run(job.directory, trust=job.trust, brief=True)

@@ -15,6 +15,7 @@ from mmrun.launch.running import LOOK_S, Running
 from mmrun.launch.source import Listed, Source
 from mmrun.launch.view import View
 from mmrun.runs import reader
+from mmrun.runs.claim import is_claimed
 from mmrun.runs.writer import Run
 
 POLL_S = 0.2
@@ -54,6 +55,7 @@ class Work:
         self.given = 0
         self.stopping = False
         self._looked = 0.0
+        self._awaited = set[str]()  # names of folders
 
     def adopt(self, planned: Planned, key: str) -> bool:
         """Take up a job that an earlier driver has submitted; False where there is none any more."""
@@ -65,7 +67,9 @@ class Work:
     def wait_for(self, planned: Planned) -> None:
         """A point that another process trains: where it ends badly, it is this one's to train."""
         self.elsewhere.append(planned)
-        self.view.awaited(planned)
+        if planned.directory.name not in self._awaited:
+            self._awaited.add(planned.directory.name)
+            self.view.awaited(planned)
 
     def run(self, source: Source) -> None:
         """Until nothing of the source is left, the first failure where that is asked for, or a cancellation."""
@@ -107,7 +111,7 @@ class Work:
             each = self.again.popleft() if self.again else self.source.next()
             if each is None:
                 break
-            if reader.read(each.directory)["status"] == "running":  # another process was faster
+            if _is_trained(each):  # another process was faster
                 self.wait_for(each)
                 continue
             if each.directory.name not in self.tries:
@@ -119,8 +123,10 @@ class Work:
             return
         self.view.tick([*self.active, *(Running(each, None, begun=False) for each in batch)])
         handles = self.executor.submit([self._job(each) for each in batch])
-        begun = not self.executor.queues
-        self.active += [Running(p, h, begun=begun) for p, h in zip(batch, handles, strict=True)]
+        self.active += [
+            Running(planned, handle, begun=self.executor.begun(handle))
+            for planned, handle in zip(batch, handles, strict=True)
+        ]
         keys = {
             each.directory.name: key
             for each, handle in zip(batch, handles, strict=True)
@@ -146,6 +152,9 @@ class Work:
 
     def _take_in(self, each: Running, ended: Ended) -> None:
         planned = each.planned
+        if is_claimed(planned.directory):  # by another process, which was faster than the job
+            self.wait_for(planned)
+            return
         reason = ended.reason or "the job ended and left no word"
         record = self._settle(planned, "killed", stopped_by=ended.stopped_by, error=reason)
         self._account(planned, record, each.seconds() or 0.0)
@@ -153,11 +162,9 @@ class Work:
     def _account(self, planned: Planned, record: dict[str, Any], seconds: float) -> None:
         tries = self.tries.get(planned.directory.name, 0)
         retry = record["status"] in RETRIED and tries < self.executor.max_retries
-        if retry and not self.stopping:
+        if retry and not self.stopping and _ready_again(planned, record):
             self.tries[planned.directory.name] = tries + 1
             self.view.retried(planned, record, tries + 2, self.executor.max_retries + 1)
-            if action_for(record, planned.directory) == "train":
-                Run.open(planned.directory).reset()
             self.again.append(planned)
             return
         self.source.ended(planned, record)
@@ -188,6 +195,8 @@ class Work:
         """
         try:
             raw = reader.recorded(planned.directory)["status"]
+            if is_claimed(planned.directory):
+                raw = ""  # another process trains it, and writes down how that ends
             named = (
                 "running",
                 *(("queued",) if queued else ()),
@@ -197,12 +206,16 @@ class Work:
                 Run.open(planned.directory).finish(status, **keys)
         except UserError:
             pass  # unreadable, and read as such
+        except OSError:  # a full disk: it is no reason to end those that train on another
+            return reader.read(planned.directory) | {"status": status} | keys
         return reader.read(planned.directory)
 
     def _look(self) -> None:
         """What is seen once a second: records, times, what other processes have done, what is to be pruned."""
         for each in self.active:
             each.look()
+            if each.began is None and self.executor.begun(each.handle):
+                each.began = time.monotonic()
         limit = self.executor.timeout_s
         late = [each for each in self.active if limit and (each.seconds() or 0.0) > limit]
         self._end(
@@ -215,9 +228,9 @@ class Work:
         pruned = [each for each in self.active if each.planned in chosen]
         self._end(pruned, "pruned", stopped_by="pruned", error=None)
         for planned in self.elsewhere[:]:
-            record = reader.read(planned.directory)
-            if record["status"] == "running":
+            if _is_trained(planned):
                 continue
+            record = reader.read(planned.directory)
             self.elsewhere.remove(planned)
             if record["status"] in ("queued", *RESUMABLE) and not self.stopping:
                 self.again.append(planned)
@@ -244,6 +257,21 @@ class Work:
             self._settle(planned, "cancelled", stopped_by="cancel")
         self.view.note("cancelled; the same command or mmrun resume takes up what is left")
         self.active.clear()
+
+
+def _is_trained(each: Planned) -> bool:
+    """Whether another process trains the point now; the jobs of this one are not asked about."""
+    return reader.read(each.directory)["status"] == "running" or is_claimed(each.directory)
+
+
+def _ready_again(each: Planned, record: Mapping[str, Any]) -> bool:
+    """Whether a point that ended badly can be tried again, from its checkpoint or from the start."""
+    try:
+        if action_for(record, each.directory) == "train":
+            Run.open(each.directory).reset()
+    except (UserError, OSError):  # its folder is gone, or its disk full
+        return False
+    return True
 
 
 def _renew(each: Planned) -> None:

@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from mmrun.errors import described
 from mmrun.launch import task
 from mmrun.launch.executor import Job
+from mmrun.runs import reader
 from mmrun.signals import Interrupted, end_with_parent, ending, interruptible
 from mmrun.user_code import add_folders
 
@@ -79,7 +80,7 @@ def _serve(parent: _Parent) -> int:
             if interrupted.signum != signal.SIGINT:
                 return 128 + interrupted.signum
         said = described(error) if error is not None else None
-        retire = error is not None and spoils(error)
+        retire = error is not None and (spoils(error) or _believed(job))
         del error  # its traceback holds the model
         parent.done(number, error=said, retire=retire)
     return 0
@@ -97,6 +98,12 @@ def spoils(error: BaseException) -> bool:
             return True
         each = each.__cause__ or each.__context__
     return False
+
+
+def _believed(job: Job) -> bool:
+    """Whether the record says that this process trains the point still: no disk took the last word."""
+    record = reader.read(job.directory)
+    return record["status"] == "running" and record["pid"] == os.getpid()
 
 
 class _Parent:

@@ -87,6 +87,14 @@ class Acting(Fusion):
         except RuntimeError as error:
             raise ValueError("lost") from error
 
+    def do_fill(self):
+        import mmrun.runs.writer
+
+        def full(path, text):
+            raise OSError(28, "No space left on device")
+
+        mmrun.runs.writer.write_whole = full
+
     def do_sleep(self):
         time.sleep(0.4)
 

@@ -192,6 +192,24 @@ def test_a_process_for_every_point(pool: Callable[..., Local]):
     assert not any(map(alive, pids))  # each was gone when its point counted as ended
 
 
+def test_a_worker_whose_disk_is_full_does_not_stand_for_its_point(pool: Callable[..., Local]):
+    """Its record says running: of a worker that lives on that would be believed."""
+    executor = pool(workers=1)
+    ended, record = finish(executor, [job("full", "fill")])["full"]
+    assert "No space left" in str(ended.reason)
+    assert record["status"] == "running"
+    assert not alive(record["pid"])
+    assert reader.read(Path("points/full"))["status"] == "killed"
+
+
+def test_imports_are_not_the_time_of_a_point(pool: Callable[..., Local]):
+    executor = pool(workers=1)
+    assert executor.room() == 1
+    (task,) = executor.submit([job("first")])
+    assert not executor.begun(task)
+    until(lambda: executor.wait(0.1) or executor.begun(task))
+
+
 def test_a_worker_that_cannot_start_says_why(
     pool: Callable[..., Local], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -592,6 +592,27 @@ def test_a_second_signal_takes_no_last_word():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_library_that_puts_handlers_back_gives_a_second_signal_no_say():
+    """Lightning does, as an exception leaves it: before the run has written down how it ended."""
+    written: list[str] = []
+
+    def trained() -> None:
+        mine = signal.getsignal(signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:
+            signal.signal(signal.SIGTERM, mine)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            written.append("killed")
+
+    for number in (1, 2):  # the next one is heard again
+        with pytest.raises(Interrupted), interruptible():
+            trained()
+        assert written == ["killed"] * number
+
+
 def test_a_sweep_that_is_done_gets_nothing_ready():
     """It takes the command line's time, without torch, and says nothing of where points would log."""
     run("clip=none")

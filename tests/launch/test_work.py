@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from mmrun.launch.plan import Planned, plan
 from mmrun.launch.source import Listed
 from mmrun.launch.view import View
 from mmrun.launch.work import Work
-from mmrun.runs import reader
+from mmrun.runs import reader, writer
+from mmrun.runs.claim import claimed
 from mmrun.runs.heartbeat import process_start
 from mmrun.runs.layout import Paths
 from mmrun.runs.writer import Run, freeze
@@ -263,6 +266,26 @@ def test_the_time_of_a_job_that_waits_for_its_turn_has_not_begun(tmp_path: Path)
     assert executor.ended == []
 
 
+def test_the_time_of_a_job_begins_when_its_executor_says_so(tmp_path: Path):
+    """A worker that still imports is not too slow; a point that never comes to say that it runs is."""
+
+    class Importing(Fake):
+        ready = False
+        polls = 0
+
+        def begun(self, handle: Path) -> bool:  # noqa: ARG002 (contract)
+            return self.ready
+
+        def poll(self, handle: Path) -> Ended | None:
+            self.polls += 1
+            self.ready = self.polls > 200
+            assert self.ready or not self.ended
+            return super().poll(handle)
+
+    executor = Importing({"a": [never_begin]}, timeout_s=1e-9)
+    assert Sweep(executor).run(points(tmp_path, "a")) == {"a": "killed"}
+
+
 def test_a_result_that_came_in_time_stays(tmp_path: Path):
     """The limit strikes while the point writes down its end."""
 
@@ -372,6 +395,60 @@ def test_another_process_that_was_faster_is_waited_for(tmp_path: Path):
     executor = Killing()
     assert Sweep(executor).run(planned) == {"a": "finished", "b": "finished"}
     assert executor.jobs == ["b", "a"]
+
+
+def test_a_job_that_comes_second_leaves_its_point_to_the_first(tmp_path: Path):
+    """Between the look at a record and the job's own there are seconds of imports."""
+    other = ExitStack()
+
+    def faster(run: Run) -> Ended:
+        other.enter_context(claimed(run.directory))
+        begin(run)
+        return Ended(reason="this run is being trained now", stopped_by="error")
+
+    class First(Fake):
+        waited = 0
+
+        def wait(self, seconds: float) -> None:  # noqa: ARG002 (contract)
+            self.waited += 1
+            if self.waited == 3:
+                assert states(planned)["a"] == "running"
+                Run.open(planned[0].directory).finish("finished")
+                other.close()
+
+    executor = First({"a": [faster]}, max_retries=1)
+    planned = points(tmp_path, "a")
+    sweep = Sweep(executor)
+    assert sweep.run(planned) == {"a": "finished"}
+    assert executor.jobs == ["a"]
+    assert sum("another process trains it" in line for line in sweep.said) == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_record_that_cannot_be_written_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int
+):
+    """A disk that is full when a point has died: those that train go on."""
+    executor = Fake({"b": [hang]}, max_retries=retries)
+    planned = points(tmp_path, "a", "b", "c")
+    full = planned[0].directory
+    whole = writer.write_whole
+
+    def write(path: Path, text: str) -> None:
+        if path.parent == full and executor.jobs:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, text)
+
+    def wait(_: float) -> None:
+        executor.under_way[planned[1].directory] = finish(Run.open(planned[1].directory))
+
+    monkeypatch.setattr(executor, "wait", wait)
+    begin(Run.open(full), gone())
+    monkeypatch.setattr(writer, "write_whole", write)
+    executor.how["a"] = [lambda _: Ended(reason="its process was ended by SIGKILL")]
+    Sweep(executor).run(planned)
+    assert reader.read(full)["status"] == "killed"
+    assert [reader.read(each.directory)["status"] for each in planned[1:]] == ["finished"] * 2
 
 
 def test_an_unreadable_record_is_a_failure_and_no_crash(tmp_path: Path):
