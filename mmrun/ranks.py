@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import IO, Any
 from mmrun.exits import continuing, shown
 from mmrun.runs import reader
 from mmrun.runs.layout import Paths
-from mmrun.runs.writer import Run
+from mmrun.runs.writer import Run, now
 from mmrun.signals import STOPPED_BY
 from mmrun.user_code import added_to_path, child_environment
 
@@ -24,6 +25,7 @@ SHUTDOWN_S = 45
 SAYS = "mmrun: "
 ENDING = (SAYS, "MMRUN_TRACEBACK=1 ", "the run and its log: ", "continue it: ")
 NOT_A_REASON = ("mmrun: terminated\n", "mmrun: interrupted\n")
+KILLED = re.compile(r"rank \d+ was ended by SIG\w+")  # as mmrun.torchrun says it
 # What gloo tells a rank when another one has died: that one knows better why.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
 
@@ -115,11 +117,18 @@ def _check_ending(directory: Path, started: str | None, code: int, reason: str) 
         ended = True
     else:
         if record["status"] == "failed" and reason and _blames_a_peer(record["error"] or ""):
-            Run.open(directory).update(error=reason)
+            Run.open(directory).update(**_ending(reason), error=reason)
         return
     if ended:
-        Run.open(directory).finish("failed", stopped_by="error", error=error)
+        Run.open(directory).update(**_ending(error), error=error, ended=now())
     raise RuntimeError(error)
+
+
+def _ending(reason: str) -> dict[str, str]:
+    """A run that has lost a rank to a signal was killed, as one that is itself: it can go on."""
+    if KILLED.fullmatch(reason):
+        return {"status": "killed", "stopped_by": "signal"}
+    return {"status": "failed", "stopped_by": "error"}
 
 
 def _blames_a_peer(error: str) -> bool:

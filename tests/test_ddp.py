@@ -213,6 +213,16 @@ def test_a_rank_that_is_lost_fails_the_run(how: str):
     assert record["error"] == "out of memory"
 
 
+def test_a_rank_that_was_killed_leaves_a_run_that_can_go_on():
+    run = frozen()
+    run.start()
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        ranks._check_ending(run.directory, None, 1, "rank 1 was ended by SIGKILL")
+    record = record_of(run.directory)
+    assert (record["status"], record["stopped_by"]) == ("killed", "signal")
+    assert record["ended"]
+
+
 @pytest.mark.parametrize("status", ["finished", "diverged", "failed"])
 def test_what_the_first_rank_wrote_stands(status: str):
     run = frozen()

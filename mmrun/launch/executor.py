@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from mmrun.errors import UserError
 from mmrun.launch.made import made
+from mmrun.spec import Point
 
 GRACE_S = 4.0  # what a job that is told to end has for its last words
 
@@ -120,10 +121,23 @@ class Executor(ABC):
         """Take away what is this executor's own; no job of it runs then."""
 
 
-def make_executor(node: Mapping[str, Any], trust: Collection[str] = ()) -> Executor:
+def make_executor(
+    node: Mapping[str, Any], trust: Collection[str] = (), points: Sequence[Point] = ()
+) -> Executor:
     """The executor that the launcher group of a config names.
+
+    Args:
+        node: that group, of one of the points.
+        trust: packages beside mmrun and torch.optim that ``_target_`` may name.
+        points: all of them: there is to be enough for the one that takes most.
 
     Raises:
         UserError: none of ours or of the trusted packages, or settings that it does not take.
     """
-    return made("launcher", node, Executor, trust)
+    nodes = [point.config["launcher"] for point in points]
+    most = {
+        key: max(each[key] for each in nodes)
+        for key in ("threads", "devices")
+        if nodes and key in node
+    }
+    return made("launcher", {**node, **most}, Executor, trust)

@@ -1,7 +1,7 @@
 """A process of the local pool: trains point after point, as it is told through a socket, and ends when nobody tells it more.
 
 ``python -m mmrun.launch.worker PARENT SOCKET [--lock FD] [--path DIR]``. Messages are lines of JSON. To the worker:
-``{"job": 1, "directory": ..., "trust": [...]}`` and ``{"cancel": 1}``. From it: ``{"ready": true}`` once everything is
+``{"job": 1, "directory": ..., "trust": [...]}`` and ``{"cancel": 1}``. From it: ``{"ready": true, "printed": 0}`` once everything is
 imported, and ``{"job": 1, "error": null, "retire": false}`` when a job has ended.
 """
 
@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(parent: _Parent) -> int:
-    parent.say(ready=True)
+    # What imports have printed is no point's; the parent may hear this when the first point prints already.
+    parent.say(ready=True, printed=os.fstat(1).st_size)
     for number, job in parent.jobs():
         error = None
         try:

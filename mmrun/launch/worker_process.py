@@ -117,17 +117,11 @@ class WorkerProcess:
         last = f": {shortened(lines[-1].strip())}" if lines and code else ""
         return f"its process exited with code {code}{last}"
 
-    def forget_printed(self) -> None:
-        """What it has printed so far is no point's."""
-        self._read = os.fstat(self._printed.fileno()).st_size
-
     def keep_printed(self, log: Path) -> None:
         """Append what it has printed since the last time to a log."""
         text = self._text()
-        self.forget_printed()
-        if self._read:
-            self._printed.truncate(0)
-            self._read = 0
+        self._printed.truncate(0)
+        self._read = 0
         if text.strip():
             with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                 file.write(f"printed:\n{text.rstrip()}\n")
@@ -155,7 +149,7 @@ class WorkerProcess:
                 said = json.loads(line)
                 if "ready" in said:
                     self.ready = True
-                    self.forget_printed()
+                    self._read = said["printed"]
                 else:
                     self.replies[said["job"]] = said
 

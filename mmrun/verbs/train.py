@@ -99,7 +99,7 @@ def _sweep(sweep: Sweep) -> int:
     add_to_path(sweep.config_dirs)
     config = sweep.points[0].config
     trust = set[str]().union(*(targets(point.config) for point in sweep.points))
-    executor = make_executor(config["launcher"], trust)
+    executor = make_executor(config["launcher"], trust, sweep.points)
     _, line = tracking.mode(config["logger"]["mode"])  # no key where one is needed ends it here
     notes = [line] if line else []
     outputs = Path(config["outputs"])

@@ -18,7 +18,7 @@ from tests.running import SMALL, record_of
 MODULE = "acting_fusion"
 TRUST = (MODULE,)
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.checkpoint=both")
-DEADLINE_S = 120
+DEADLINE_S = 240
 
 CODE = """\
 import json, os, signal, sys, time

@@ -83,8 +83,12 @@ def until(what: Callable[[], Any], seconds: float = 120) -> Any:
 @pytest.mark.usefixtures("two_gpus")
 def test_workers_have_their_gpu_and_threads_and_serve_on_and_count_alike(
     pool: Callable[..., Local],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Two slots, eight points: the same two processes, each with its own GPU; numbers are those of a training here."""
+    monkeypatch.setenv(
+        "OMP_WAIT_POLICY", "passive"
+    )  # more threads than this machine may have cores
     two = pool(gpus=[0, 1], threads=3)
     jobs = [job(f"p{k}", "sleep", f"seed={k}", "threads=3") for k in range(6)]
     jobs += [job("prints", "print", "threads=3"), job("loads", "load", "threads=3")]
