@@ -12,7 +12,7 @@ from mmrun.launch import report
 from mmrun.launch.loop import Outcome
 from mmrun.verbs.terminal import colored, width
 
-MOST_POINTS = 20  # that the end of a sweep shows one by one
+MOST_POINTS = 100  # that the end of a sweep shows one by one
 MOST_ROWS = 50  # settings that it shows
 
 
