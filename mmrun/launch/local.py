@@ -6,15 +6,15 @@ import os
 import selectors
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from mmrun.errors import UserError
 from mmrun.exits import say
 from mmrun.launch.executor import GRACE_S, Ended, Executor, Job
 from mmrun.launch.gpu_locks import Locks, Taken
 from mmrun.launch.gpus import Gpu, choose
+from mmrun.launch.seats import Place, Seat, Task
 from mmrun.launch.worker_process import WorkerProcess
 from mmrun.runs.layout import Paths
 
@@ -22,64 +22,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 IDLE_S = 10.0  # after which GPUs without a job are let go
 GIVE_S = 5.0  # between two that are given to other sweeps: the first may be all that is wanted
 FORCE_S = 0.5  # what the kernel may take to end a process by force
-
-
-@dataclass(eq=False)
-class Place:
-    """What a worker is given to train on: GPUs of its own, or none.
-
-    Args:
-        taken: those GPUs; None for the CPU.
-        seats: how many workers share them.
-    """
-
-    taken: Taken | None
-    seats: list[Seat] = field(default_factory=list["Seat"])
-    closing: bool = False  # takes no more jobs: another sweep wants its GPUs
-    idle_since: float | None = (
-        None  # since its last job has ended; None while it has one, or had none yet
-    )
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is under way in it."""
-        return any(seat.task is not None for seat in self.seats)
-
-
-@dataclass(eq=False)
-class Seat:
-    """A slot of the pool: one worker, one job at a time."""
-
-    place: Place
-    worker: WorkerProcess | None = None
-    spare: WorkerProcess | None = (
-        None  # imports what the next point needs, where each has a process of its own
-    )
-    task: Task | None = None
-
-    @property
-    def free(self) -> bool:
-        """Whether it takes a job now."""
-        return self.task is None and not self.place.closing
-
-
-@dataclass(eq=False)
-class Task:
-    """A submitted job.
-
-    Args:
-        job: what was submitted.
-        number: by which its worker knows it.
-        seat: where it is done.
-        worker: by whom.
-    """
-
-    job: Job
-    number: int
-    seat: Seat
-    worker: WorkerProcess
-    reply: dict[str, Any] | None = None
-    ended: Ended | None = None
 
 
 class Local(Executor):
