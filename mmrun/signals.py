@@ -110,6 +110,16 @@ def deaf() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def later() -> Iterator[None]:
+    """SIGINT and SIGTERM come when this is over: for what must not be left half done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def unhung() -> Iterator[None]:
     """The terminal may close while this lasts: SIGHUP is not heard, nor by processes that are started meanwhile."""
     before = None

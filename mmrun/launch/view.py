@@ -14,6 +14,7 @@ from mmrun.launch import report
 from mmrun.launch.plan import Planned
 from mmrun.launch.running import Running
 from mmrun.runs.standing import Best
+from mmrun.signals import later
 
 REDRAW_S = 0.25
 
@@ -178,7 +179,8 @@ class LiveView(View):
 
     def _lasting(self, write: Callable[[], object]) -> None:
         try:
-            write()
+            with later():  # half drawn, it could not be taken away again
+                write()
         except OSError:  # the terminal is gone
             self.console.quiet = True
             unheard()
