@@ -41,7 +41,7 @@ def with_a_scaler(
 
     def make(**given: Any) -> Trainer:
         del given["precision"]
-        return Trainer(**given, plugins=[ScaledLoss("16-mixed", "cpu", scaler)])
+        return Trainer(**given | {"plugins": [ScaledLoss("16-mixed", "cpu", scaler)]})
 
     with monkeypatch.context() as patch:
         patch.setattr("mmrun.trainer.Trainer", make)

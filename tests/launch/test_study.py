@@ -55,7 +55,9 @@ def space(*words: str) -> Space:
 
 def drive(executor: Fake, *words: str, said: list[str] | None = None) -> Outcome:
     lines = [] if said is None else said
-    return loop.drive(space(*words), OUTPUTS, executor, say=lines.append)
+    outcome = loop.drive(space(*words), OUTPUTS, executor, say=lines.append)
+    lines += outcome.trials
+    return outcome
 
 
 def study() -> Known:
