@@ -439,7 +439,7 @@ def test_a_real_sweep_is_cancelled_and_taken_up_again():
         process.kill()
         process.wait()
     assert f"driver   process {process.pid} on" in looked
-    assert "left     about" in looked
+    assert " finished" in looked
     assert ended.returncode == 0, ended.stderr
     assert "that had not begun" in ended.stdout
     found = status.look(SWEEP)

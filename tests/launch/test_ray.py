@@ -60,7 +60,7 @@ SAFE = {
     "PYTHONSAFEPATH": "1"
 }  # as the command itself, unlike python -m, does not look in its folder
 END_S = 5.0  # in which every point has to end
-GONE_S = 15.0  # in which Ray's own processes have to be gone, on a busy machine
+GONE_S = 120  # Ray itself takes its time on a busy machine
 
 # A fusion whose ``act`` says what it does in its first training step, and meets others of its kind.
 ACTING = """\
