@@ -41,7 +41,8 @@ def with_a_scaler(
 
     def make(**given: Any) -> Trainer:
         del given["precision"]
-        return Trainer(**given | {"plugins": [ScaledLoss("16-mixed", "cpu", scaler)]})
+        given["plugins"] = [ScaledLoss("16-mixed", "cpu", scaler)]
+        return Trainer(**given)
 
     with monkeypatch.context() as patch:
         patch.setattr("mmrun.trainer.Trainer", make)
